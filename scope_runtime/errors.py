@@ -1,0 +1,123 @@
+"""The one error family. Every expected failure is a ScopeError that carries its fields and prints as one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where in a file something stands. Lines and columns count from 1; 0 means unknown."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        if not self.line:
+            return self.file
+        return f"{self.file}:{self.line}:{self.column}" if self.column else f"{self.file}:{self.line}"
+
+
+class ScopeError(Exception):
+    """Base of every error that a user of Scope Runtime is meant to read.
+
+    Attributes:
+        location: file, line and column, when the error lies in a file.
+        key: dotted path of the offending key (``spec.rules[2].alpha``), when there is one.
+        found: what stands there, as text.
+        expected: what would have been right, as text.
+        hint: one more sentence on how to mend it.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        location: Location | None = None,
+        key: str | None = None,
+        found: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.location = location
+        self.key = key
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.location}: {self.message}" if self.location else self.message
+        if self.key:
+            text += f" (at {self.key})"
+        if self.found is not None:
+            text += f"; found {self.found}"
+        if self.expected is not None:
+            text += f"; expected {self.expected}"
+        if self.hint:
+            text += f". {self.hint}"
+        return text
+
+    def fields(self) -> dict[str, object]:
+        """The error as plain data, for ``--json`` and for audit records."""
+        where = self.location
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "file": where.file if where else None,
+            "line": where.line if where and where.line else None,
+            "column": where.column if where and where.column else None,
+            "key": self.key,
+            "found": self.found,
+            "expected": self.expected,
+            "hint": self.hint,
+        }
+
+
+class PolicyError(ScopeError):
+    """A policy that cannot be read, or does not mean anything."""
+
+
+class PackError(ScopeError):
+    """A feature pack or control vector that cannot be read or trusted."""
+
+
+class ModelError(ScopeError):
+    """A model file that llama.cpp must not see, or that a policy does not fit."""
+
+
+class CompileError(ScopeError):
+    """A policy that is well-formed but cannot be carried out on this model with these packs."""
+
+
+class HookError(ScopeError):
+    """The native hook is missing, cannot attach, or found that it would steer wrongly."""
+
+
+class AuditError(ScopeError):
+    """The audit log cannot be written or does not verify."""
+
+
+class UsageError(ScopeError):
+    """A command or call that was used wrongly."""
+
+    exit_code = 2
+
+
+class PolicyErrors(PolicyError):
+    """Several errors of one policy, found in one pass; prints one a line.
+
+    Attributes:
+        errors: the single errors, in file order.
+    """
+
+    def __init__(self, errors: tuple[ScopeError, ...]) -> None:
+        super().__init__(f"{len(errors)} errors", location=errors[0].location if errors else None)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
