@@ -6,9 +6,9 @@ Names are those of the policy file (docs/policy.md) and of the glossary in docs/
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from scope_runtime.errors import Location
+from scope_runtime.types import StrEnum
 
 EMBEDDING = -1
 """Layer number of the hook point before block 0, written ``embedding`` in a policy."""
