@@ -44,7 +44,7 @@ typedef struct {
   uint32_t version;
   uint32_t header_bytes; /* sizeof(scope_program_header) */
   uint64_t total_bytes;
-  uint64_t checksum;     /* FNV-1a 64 over bytes [header_bytes, total_bytes) */
+  uint64_t checksum;     /* CHANGED 2nd draft: CRC-32 as in zlib (crc32(0, ...)), zero-extended, over bytes [header_bytes, total_bytes) */
   uint8_t digest[32];    /* SHA-256 of the same bytes and of the header with digest and checksum zeroed */
   uint32_t n_embd;
   uint32_t n_layer;
