@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -12,3 +13,18 @@ class StrEnum(str, Enum):
         return str(self.value)
 
     __format__ = str.__format__
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a policy is compiled against.
+
+    Attributes:
+        architecture: llama.cpp's ``general.architecture`` (``qwen3``).
+        n_layer: blocks that can be steered (multi-token-prediction blocks are not counted).
+        n_embd: width of the residual stream.
+    """
+
+    architecture: str
+    n_layer: int
+    n_embd: int

@@ -1,0 +1,453 @@
+"""The only file that calls the native hook: ``scope_hook.h`` in ctypes, and a thin class over it.
+
+Nothing here knows policies. Errors become HookError with the hook's own sentence.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from scope_runtime.errors import HookError
+
+ABI_VERSION = 1
+UNKNOWN_SERIAL = 2**64 - 1
+ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY = 1, 2, 4
+
+_ERR_BYTES = 512
+_i32p = c.POINTER(c.c_int32)
+_f32p = c.POINTER(c.c_float)
+
+
+class RawEvent(c.Structure):
+    """``scope_event`` of scope_hook.h."""
+
+    _fields_ = [
+        ("kind", c.c_uint32),
+        ("sequence", c.c_int32),
+        ("request_id", c.c_uint64),
+        ("serial", c.c_uint64),
+        ("time_ns", c.c_int64),
+        ("rule", c.c_uint32),
+        ("layer", c.c_int32),
+        ("n_tokens", c.c_uint32),
+        ("n_fired", c.c_uint32),
+        ("n_limited", c.c_uint32),
+        ("first_position", c.c_int32),
+        ("last_position", c.c_int32),
+        ("activation_max", c.c_float),
+        ("activation_sum", c.c_double),
+        ("n_measured", c.c_uint32),
+        ("dose_max", c.c_float),
+        ("dose_sum", c.c_double),
+        ("reserved", c.c_uint64),
+    ]
+
+
+class RequestState(c.Structure):
+    """``scope_request_state``: whether a request must end, and why."""
+
+    _fields_ = [
+        ("abort", c.c_uint32),
+        ("abort_rule", c.c_uint32),
+        ("abort_serial", c.c_uint64),
+        ("abort_position", c.c_int32),
+        ("n_firing", c.c_uint32),
+    ]
+
+
+class _Span(c.Structure):
+    _fields_ = [("from_position", c.c_int32), ("to_position", c.c_int32), ("serial", c.c_uint64)]
+
+
+class HookStats(c.Structure):
+    """``scope_hook_stats``: counters since the hook was made; hook_ns is time inside the hook."""
+
+    _fields_ = [
+        ("n_ubatches", c.c_uint64),
+        ("n_columns", c.c_uint64),
+        ("n_residuals", c.c_uint64),
+        ("n_unmatched", c.c_uint64),
+        ("n_unsteered_columns", c.c_uint64),
+        ("hook_ns", c.c_uint64),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions [first, end) whose KV was computed under program ``serial`` (0: none)."""
+
+    first: int
+    end: int
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One token's measurements: per rule activation and dose (NaN: not measured) and whether it fired."""
+
+    activation: npt.NDArray[np.float32]
+    dose: npt.NDArray[np.float32]
+    fired: npt.NDArray[np.bool_]
+
+
+def library_path() -> Path:
+    """Where the hook's shared library is installed."""
+    return Path(__file__).with_name("libscope_hook.so")
+
+
+@functools.cache
+def library() -> c.CDLL:
+    """The hook's library, loaded once, globally, so that its symbols interpose llama.cpp's when that loads later."""
+    path = library_path()
+    if not path.exists():
+        raise HookError(
+            f"the native hook is not built: {path} is missing",
+            hint="Install the scope-runtime wheel, or run `make env` in a checkout",
+        )
+    lib = c.CDLL(str(path), mode=c.RTLD_GLOBAL)
+    lib.scope_abi_version.restype = c.c_uint32
+    found = lib.scope_abi_version()
+    if found != ABI_VERSION:
+        raise HookError(
+            "the native hook is of another version",
+            found=f"ABI {found}",
+            expected=f"ABI {ABI_VERSION}",
+            hint="Install scope-runtime again",
+        )
+    _declare(lib)
+    return lib
+
+
+def _declare(lib: c.CDLL) -> None:
+    vp, u32, u64, i32, size = c.c_void_p, c.c_uint32, c.c_uint64, c.c_int32, c.c_size_t
+    err = (c.c_char_p, size)
+    signatures = {
+        "scope_build_info": (c.c_char_p, ()),
+        "scope_program_load": (c.c_int, (vp, size, c.POINTER(vp), *err)),
+        "scope_program_free": (None, (vp,)),
+        "scope_hook_new": (c.c_int, (u32, u32, u32, c.POINTER(vp), *err)),
+        "scope_hook_free": (None, (vp,)),
+        "scope_hook_install": (c.c_int, (vp, vp, u64, *err)),
+        "scope_hook_collect": (size, (vp,)),
+        "scope_hook_acknowledged": (u64, (vp,)),
+        "scope_attach": (c.c_int, (vp, vp, *err)),
+        "scope_hook_attached": (u32, (vp,)),
+        "scope_hook_callback": (vp, ()),
+        "scope_hook_bind_memory": (c.c_int, (vp, vp, *err)),
+        "scope_hook_chain": (None, (vp, vp, vp)),
+        "scope_hook_expect_columns": (
+            c.c_int,
+            (vp, u32, _i32p, _i32p, _i32p, c.POINTER(c.c_int8)),
+        ),
+        "scope_hook_embedding_node": (c.c_int, (vp, c.c_char_p)),
+        "scope_hook_record_names": (None, (vp, c.c_int)),
+        "scope_hook_names": (size, (vp, c.c_char_p, size)),
+        "scope_hook_columns": (c.c_int, (vp, u32, _i32p, _i32p, _i32p, c.POINTER(c.c_int8))),
+        "scope_hook_residual": (c.c_int, (vp, i32, _f32p, u32)),
+        "scope_hook_end_ubatch": (None, (vp,)),
+        "scope_request_begin": (c.c_int, (vp, i32, u64, i32)),
+        "scope_request_end": (c.c_int, (vp, i32)),
+        "scope_request_status": (c.c_int, (vp, i32, c.POINTER(RequestState))),
+        "scope_sequence_spans": (size, (vp, i32, c.POINTER(_Span), size)),
+        "scope_sequence_measured": (
+            size,
+            (vp, i32, i32, _f32p, _f32p, c.POINTER(c.c_uint8), size),
+        ),
+        "llama_memory_clear": (None, (vp, c.c_bool)),
+        "llama_memory_seq_rm": (c.c_bool, (vp, i32, i32, i32)),
+        "llama_memory_seq_cp": (None, (vp, i32, i32, i32, i32)),
+        "llama_memory_seq_add": (None, (vp, i32, i32, i32, i32)),
+        "scope_memory_clear": (None, (vp,)),
+        "scope_memory_seq_rm": (None, (vp, i32, i32, i32)),
+        "scope_memory_seq_cp": (None, (vp, i32, i32, i32, i32)),
+        "scope_memory_seq_keep": (None, (vp, i32)),
+        "scope_memory_seq_add": (None, (vp, i32, i32, i32, i32)),
+        "scope_memory_restored": (None, (vp, i32, i32)),
+        "scope_hook_drain": (size, (vp, c.POINTER(RawEvent), size)),
+        "scope_hook_dropped": (u64, (vp,)),
+        "scope_hook_get_stats": (None, (vp, c.POINTER(HookStats))),
+    }
+    for name, (restype, argtypes) in signatures.items():
+        function = getattr(lib, name)
+        function.restype = restype
+        function.argtypes = argtypes
+
+
+def build_info() -> str:
+    """Compiler and the kernel variant chosen for this CPU."""
+    return str(library().scope_build_info().decode())
+
+
+def attach(libllama: int, libggml_base: int) -> None:
+    """Tells the hook where the mapped llama.cpp is: dlopen handles. Once per process."""
+    error = c.create_string_buffer(_ERR_BYTES)
+    if library().scope_attach(libllama, libggml_base, error, _ERR_BYTES) != 0:
+        raise HookError(error.value.decode())
+
+
+def _ints(values: Sequence[int] | None) -> c.Array[c.c_int32] | None:
+    return None if values is None else (c.c_int32 * len(values))(*values)
+
+
+class Hook:
+    """One hook, for one context: see scope_hook.h for what each call means and which thread may make it.
+
+    Args:
+        n_embd: width of the residual stream.
+        n_layer: number of blocks.
+        ring_events: room for events between two drains.
+    """
+
+    def __init__(self, n_embd: int, n_layer: int, ring_events: int = 4096) -> None:
+        self._lib = library()
+        self._error = c.create_string_buffer(_ERR_BYTES)
+        self._handle = c.c_void_p()
+        self.n_embd = n_embd
+        self.n_layer = n_layer
+        self._serial = 0
+        self._drained = (RawEvent * 64)()
+        self._check(
+            self._lib.scope_hook_new(
+                n_embd, n_layer, ring_events, c.byref(self._handle), self._error, _ERR_BYTES
+            )
+        )
+
+    def _check(self, code: int) -> None:
+        if code < 0:
+            raise HookError(self._error.value.decode() or f"the native hook failed with code {code}")
+
+    @property
+    def handle(self) -> int:
+        """The hook's address: ``cb_eval_user_data``."""
+        if not self._handle.value:
+            raise HookError("the hook is closed")
+        return self._handle.value
+
+    @property
+    def callback(self) -> int:
+        """The eval callback's address: ``cb_eval``."""
+        return int(self._lib.scope_hook_callback())
+
+    def close(self) -> None:
+        """Frees the hook; the context must be gone. Safe to call twice."""
+        if self._handle.value:
+            self._lib.scope_hook_free(self._handle)
+            self._handle = c.c_void_p()
+
+    # -- programs
+
+    def install(self, blob: bytes) -> int:
+        """Loads, checks and swaps in a program; returns the serial that names it in events and spans.
+
+        Raises HookError and changes nothing when the blob is not sound or does not fit the model.
+        """
+        program = c.c_void_p()
+        self._check(
+            self._lib.scope_program_load(
+                blob, len(blob), c.byref(program), self._error, _ERR_BYTES
+            )
+        )
+        serial = self._serial + 1
+        code = self._lib.scope_hook_install(
+            self.handle, program, serial, self._error, _ERR_BYTES
+        )
+        if code < 0:
+            self._lib.scope_program_free(program)
+            self._check(code)
+        self._serial = serial
+        self._lib.scope_hook_collect(self.handle)
+        return serial
+
+    def collect(self) -> int:
+        """Frees retired programs; returns how many must still wait."""
+        return int(self._lib.scope_hook_collect(self.handle))
+
+    @property
+    def acknowledged(self) -> int:
+        """Serial that the last ubatch ran under; 0 before the first."""
+        return int(self._lib.scope_hook_acknowledged(self.handle))
+
+    # -- attach
+
+    @property
+    def attached(self) -> int:
+        """Which attach points were seen to work: ATTACH_* bits."""
+        return int(self._lib.scope_hook_attached(self.handle))
+
+    def bind_memory(self, memory: int) -> None:
+        self._check(
+            self._lib.scope_hook_bind_memory(self.handle, memory, self._error, _ERR_BYTES)
+        )
+
+    def chain(self, callback: int, user_data: int) -> None:
+        self._lib.scope_hook_chain(self.handle, callback, user_data)
+
+    def expect_columns(
+        self, tokens: Sequence[int], pos: Sequence[int], seq: Sequence[int], output: Sequence[int]
+    ) -> None:
+        wanted = (c.c_int8 * len(output))(*output)
+        self._check(
+            self._lib.scope_hook_expect_columns(
+                self.handle, len(tokens), _ints(tokens), _ints(pos), _ints(seq), wanted
+            )
+        )
+
+    def embedding_node(self, name: str | None) -> None:
+        self._check(
+            self._lib.scope_hook_embedding_node(self.handle, name.encode() if name else None)
+        )
+
+    def record_names(self, on: bool) -> None:
+        self._lib.scope_hook_record_names(self.handle, int(on))
+
+    def names(self) -> list[str]:
+        """Names of the residual nodes seen since recording was switched on, in graph order."""
+        buffer = c.create_string_buffer(1 << 16)
+        n = self._lib.scope_hook_names(self.handle, buffer, len(buffer))
+        return [name for name in buffer.raw[:n].decode(errors="replace").split("\n") if name]
+
+    # -- by hand
+
+    def columns(
+        self,
+        tokens: Sequence[int],
+        pos: Sequence[int],
+        seq: Sequence[int] | None = None,
+        output: Sequence[int] | None = None,
+    ) -> None:
+        """Begins an ubatch by hand; sequences default to 0, outputs to all."""
+        n = len(tokens)
+        wanted = None if output is None else (c.c_int8 * n)(*output)
+        self._check(
+            self._lib.scope_hook_columns(
+                self.handle, n, _ints(tokens), _ints(pos), _ints(seq or [0] * n), wanted
+            )
+        )
+
+    def residual(self, layer: int, h: npt.NDArray[np.float32]) -> bool:
+        """Runs the program at one hook point on ``h`` (n_rows, n_embd), in place; True if it changed anything."""
+        if h.dtype != np.float32 or not h.flags.c_contiguous or h.ndim != 2:
+            raise HookError("residuals must be a C-contiguous F32 array (n_rows, n_embd)")
+        if h.shape[1] != self.n_embd:
+            raise HookError(
+                "residuals of another width", found=str(h.shape[1]), expected=str(self.n_embd)
+            )
+        changed = self._lib.scope_hook_residual(
+            self.handle, layer, h.ctypes.data_as(_f32p), len(h)
+        )
+        self._check(changed)
+        return bool(changed)
+
+    def end_ubatch(self) -> None:
+        self._lib.scope_hook_end_ubatch(self.handle)
+
+    # -- requests
+
+    def request_begin(self, seq: int, request_id: int, n_prompt: int) -> None:
+        self._check_state(
+            self._lib.scope_request_begin(self.handle, seq, request_id, n_prompt), seq
+        )
+
+    def request_end(self, seq: int) -> None:
+        self._check_state(self._lib.scope_request_end(self.handle, seq), seq)
+
+    def request_status(self, seq: int) -> RequestState:
+        state = RequestState()
+        self._check_state(
+            self._lib.scope_request_status(self.handle, seq, c.byref(state)), seq
+        )
+        return state
+
+    @staticmethod
+    def _check_state(code: int, seq: int) -> None:
+        if code < 0:
+            raise HookError(f"sequence {seq} has no request in the state that this call needs")
+
+    def spans(self, seq: int) -> list[Span]:
+        """Under which programs the sequence's KV was computed, by ascending position."""
+        room = 16
+        while True:
+            out = (_Span * room)()
+            n = self._lib.scope_sequence_spans(self.handle, seq, out, room)
+            if n <= room:
+                return [Span(s.from_position, s.to_position, s.serial) for s in out[:n]]
+            room = n
+
+    def measured(self, seq: int, position: int, n_rules: int) -> Measured | None:
+        """One token's measurements, or None when that position is not known."""
+        activation = np.full(n_rules, np.nan, np.float32)
+        dose = np.full(n_rules, np.nan, np.float32)
+        fired = np.zeros(n_rules, np.uint8)
+        n = self._lib.scope_sequence_measured(
+            self.handle,
+            seq,
+            position,
+            activation.ctypes.data_as(_f32p),
+            dose.ctypes.data_as(_f32p),
+            fired.ctypes.data_as(c.POINTER(c.c_uint8)),
+            n_rules,
+        )
+        return Measured(activation, dose, fired.astype(np.bool_)) if n else None
+
+    # -- memory: llama.cpp's own functions, through the exports that take note
+
+    def llama_memory_clear(self, memory: int) -> None:
+        self._lib.llama_memory_clear(memory, True)
+
+    def llama_memory_seq_rm(self, memory: int, seq: int, first: int, end: int) -> bool:
+        """False, and nothing changed, where the memory cannot drop a part of a sequence."""
+        return bool(self._lib.llama_memory_seq_rm(memory, seq, first, end))
+
+    def llama_memory_seq_cp(
+        self, memory: int, source: int, target: int, first: int, end: int
+    ) -> None:
+        self._lib.llama_memory_seq_cp(memory, source, target, first, end)
+
+    def llama_memory_seq_add(
+        self, memory: int, seq: int, first: int, end: int, delta: int
+    ) -> None:
+        self._lib.llama_memory_seq_add(memory, seq, first, end, delta)
+
+    # -- memory, notes alone
+
+    def memory_clear(self) -> None:
+        self._lib.scope_memory_clear(self.handle)
+
+    def memory_seq_rm(self, seq: int, first: int, end: int) -> None:
+        self._lib.scope_memory_seq_rm(self.handle, seq, first, end)
+
+    def memory_seq_add(self, seq: int, first: int, end: int, delta: int) -> None:
+        self._lib.scope_memory_seq_add(self.handle, seq, first, end, delta)
+
+    def memory_restored(self, seq: int, n_positions: int) -> None:
+        self._lib.scope_memory_restored(self.handle, seq, n_positions)
+
+    # -- events
+
+    def drain(self) -> list[RawEvent]:
+        """Takes every event out of the ring, oldest first."""
+        out: list[RawEvent] = []
+        room = len(self._drained)
+        while True:
+            n = self._lib.scope_hook_drain(self.handle, self._drained, room)
+            out += [RawEvent.from_buffer_copy(self._drained[i]) for i in range(n)]
+            if n < room:
+                return out
+
+    @property
+    def dropped(self) -> int:
+        """Events that found the ring full."""
+        return int(self._lib.scope_hook_dropped(self.handle))
+
+    @property
+    def stats(self) -> HookStats:
+        out = HookStats()
+        self._lib.scope_hook_get_stats(self.handle, c.byref(out))
+        return out
