@@ -61,8 +61,7 @@ def open_regular(path: str | Path, error: type[ScopeError]) -> Iterator[BinaryIO
 
 
 def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytearray:
-    """``n_bytes`` bytes from ``offset``, or fewer where the file ends. The caller has bounded
-    ``n_bytes``."""
+    """``n_bytes`` bytes from ``offset``, fewer where the file ends. The caller bounds them."""
     data = bytearray(n_bytes)
     view = memoryview(data)
     file.seek(offset)
@@ -120,9 +119,9 @@ def written_whole(path: str | Path, error: type[ScopeError]) -> Iterator[Path]:
         ) from None
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        temporary.replace(target)
         _fsync_folder(target.parent)
     except OSError as reason:
         raise error(
@@ -145,10 +144,9 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where digests of large files are remembered: ``$XDG_CACHE_HOME/scope-runtime`` or
-    ``~/.cache/scope-runtime``."""
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "scope-runtime"
+    """``$XDG_CACHE_HOME/scope-runtime`` or ``~/.cache/scope-runtime``."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "scope-runtime"
 
 
 def cached_sha256(
@@ -195,7 +193,7 @@ def cached_sha256(
 
 def _remembered(entry: Path, identity: list[str | int]) -> str | None:
     try:
-        with open(entry, "rb") as file:
+        with entry.open("rb") as file:
             known = json.loads(file.read(65536))
     except (OSError, ValueError, RecursionError):
         return None

@@ -149,8 +149,7 @@ def _alignment(reader: _Reader, values: dict[str, Value], lengths: dict[str, int
 
 
 class _Reader:
-    """A position in the file and a window of bytes around it; never asks for more than the file
-    has."""
+    """A position in the file and a window of bytes around it; never asks beyond the file's end."""
 
     def __init__(self, file: BinaryIO, path: str, error: type[ScopeError]) -> None:
         self.file, self.path, self.error = file, path, error

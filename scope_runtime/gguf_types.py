@@ -1,5 +1,4 @@
-"""Types of tensors in GGUF files: number, name, elements per block, bytes per block (``ggml.h``,
-``ggml-common.h``)."""
+"""Types of tensors in GGUF files (``ggml.h``, ``ggml-common.h``)."""
 
 from __future__ import annotations
 
@@ -9,6 +8,8 @@ from math import prod
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
+    """A type's number and name in ggml, and how many elements and bytes one of its blocks has."""
+
     number: int
     name: str
     block: int

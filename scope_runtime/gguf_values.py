@@ -1,4 +1,4 @@
-"""Keys of a GGUF header, taken out by type; a missing key or another type is an error that says so."""
+"""Keys of a GGUF header by type: a missing key, or one of another type, is an error in words."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Feature packs in memory: frozen data, checked when made, whether they came from a file or from a
-converter."""
+"""Feature packs in memory: frozen data, checked when made, from a file or from a converter."""
 
 from __future__ import annotations
 
@@ -25,15 +24,13 @@ _CHUNK_ELEMENTS = 4 << 20
 
 
 def layer_name(layer: int) -> str:
-    """A hook point as it is written in policies, packs and messages: ``embedding`` or the block's
-    number."""
+    """A hook point as policies and messages write it: ``embedding`` or the block's number."""
     return "embedding" if layer == EMBEDDING else str(layer)
 
 
 @dataclass(frozen=True, slots=True)
 class PackModel:
-    """The model that a pack's SAE was trained on. ``architecture`` is llama.cpp's name of it
-    (``qwen3``)."""
+    """The model that a pack's SAE was trained on; the architecture is llama.cpp's name of it."""
 
     architecture: str
     layers: int
@@ -103,6 +100,7 @@ class PackLayer:
 
     @property
     def width(self) -> int:
+        """Width of the residual stream."""
         return int(self.enc.shape[1])
 
     def row(self, id: int) -> int:
@@ -154,7 +152,7 @@ class FeaturePack:
         return found
 
 
-def check_model(model: PackModel) -> None:
+def check_pack_model(model: PackModel) -> None:
     """Raise PackError if this can be no model."""
     if (
         not model.architecture
@@ -193,8 +191,7 @@ def check_fits(layer: PackLayer, model: PackModel) -> None:
 
 
 def check_finite(values: npt.NDArray[Any], what: str) -> None:
-    """Raise PackError if there is a NaN or an infinity. Goes by pieces: ``values`` may be a mapped
-    file."""
+    """Raise PackError if there is a NaN or an infinity. Goes by pieces, for mapped files."""
     flat = values.reshape(-1)
     for start in range(0, flat.size, _CHUNK_ELEMENTS):
         fine = np.isfinite(flat[start : start + _CHUNK_ELEMENTS])

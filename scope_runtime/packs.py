@@ -1,40 +1,36 @@
 """Feature packs: just the rows of an SAE that policies use, in one GGUF file (version 1).
 
 ``general.architecture`` is ``featurepack``. L below is a layer as `layer_name` writes it:
-``embedding``, ``0``, ``17``.
+``embedding``, ``0``, ``17``. Keys, all under ``featurepack.``:
 
-====================================== ============ ===================================================================
-key                                    type         meaning
-====================================== ============ ===================================================================
-featurepack.version                    u32          1; readers refuse any other
-featurepack.model.architecture         string       llama.cpp's name of the model's architecture
-featurepack.model.layers               u32          number of blocks
-featurepack.model.width                u32          width of the residual stream
-featurepack.model.name                 string       optional
-featurepack.provenance.<key>           string       source, file digests, SAE kind, licence …;
-sorted featurepack.feature.layer              i32 array    one element per feature, ascending; -1 is
-the embedding featurepack.feature.id                 i64 array    its number in the SAE
-featurepack.feature.label              string array perhaps empty strings featurepack.layer.L.gate
-string       none, relu, threshold, topk featurepack.layer.L.k                  u32          k of
-the SAE's own top-k; optional unless the gate is topk featurepack.layer.L.d_sae              u32
-number of features in the SAE; optional featurepack.layer.L.stats.levels       f32 array
-probabilities of the quantiles; with stats only featurepack.layer.L.notes              string array
-what is not exact here, in words ("… relu stands in …"); optional
-====================================== ============
-===================================================================
+=================== ======== ======================================================================
+version             u32      1; readers refuse any other
+model.architecture  string   llama.cpp's name of the model's architecture
+model.layers        u32      number of blocks
+model.width         u32      width of the residual stream
+model.name          string   optional
+provenance.<key>    string   source, file digests, SAE kind, licence …; sorted
+feature.layer       i32[]    one element per feature, ascending; -1 is the embedding
+feature.id          i64[]    its number in the SAE
+feature.label       string[] perhaps empty strings
+layer.L.gate        string   none, relu, threshold, topk
+layer.L.k           u32      k of the SAE's own top-k; optional unless the gate is topk
+layer.L.d_sae       u32      number of features in the SAE; optional
+layer.L.stats.levels f32[]   probabilities of the quantiles; with stats only
+layer.L.notes       string[] what is not exact here, in words ("… relu stands in …"); optional
+=================== ======== ======================================================================
 
-Tensors, all F32, n the number of features that the pack has of that layer, in the order of
-``feature.id``:
+Tensors, all F32, n the number of features of that layer, in the order of ``feature.id``:
 
-============================ =================== ======================================================================
-layer.L.enc                  (n, width)          encoder rows, every convention folded in
-layer.L.enc_bias             (n,)
-layer.L.dec                  (n, width)          decoder directions, as stored
-layer.L.gate                 (n,)                threshold per feature; needed by the gate threshold
-layer.L.stats                (n, 3 + levels)     max, mean, firing rate, quantiles; optional
-layer.L.full_enc             (d_sae, width)      the whole encoder; needed by the gate topk
-layer.L.full_enc_bias        (d_sae,)
-============================ =================== ======================================================================
+===================== =============== =============================================================
+layer.L.enc           (n, width)      encoder rows, every convention folded in
+layer.L.enc_bias      (n,)
+layer.L.dec           (n, width)      decoder directions, as stored
+layer.L.gate          (n,)            threshold per feature; needed by the gate threshold
+layer.L.stats         (n, 3 + levels) max, mean, firing rate, quantiles; optional
+layer.L.full_enc      (d_sae, width)  the whole encoder; needed by the gate topk
+layer.L.full_enc_bias (d_sae,)
+===================== =============== =============================================================
 
 Keys that are not listed are left alone; a tensor that is not listed is refused, because it would be
 a gate or a direction that somebody relies on and nobody carries out.
@@ -63,7 +59,7 @@ from scope_runtime.pack_types import (
     PackModel,
     PackStats,
     check_fits,
-    check_model,
+    check_pack_model,
     layer_name,
 )
 from scope_runtime.packs_write import write_pack
@@ -133,7 +129,7 @@ class _Reader:
             self.keys.integer(f"{ARCHITECTURE}.model.width"),
             self.keys.optional_text(f"{ARCHITECTURE}.model.name"),
         )
-        check_model(model)
+        check_pack_model(model)
         layers = self.layers(model)
         unknown = sorted(self.header.tensors.keys() - self.used)
         if unknown:

@@ -19,7 +19,7 @@ from scope_runtime.pack_types import (
     PackLayer,
     PackModel,
     check_fits,
-    check_model,
+    check_pack_model,
     layer_name,
 )
 
@@ -44,7 +44,7 @@ def write_pack(
         PackError: the pack would be refused by `read_pack`, or the file cannot be written.
     """
     try:
-        check_model(model)
+        check_pack_model(model)
         ordered = sorted(layers, key=lambda each: each.layer)
         if not ordered:
             raise PackError("a feature pack without features")
