@@ -174,7 +174,10 @@ def plan(policy: Policy, artefacts: Artefacts, shape: ModelShape) -> list[Planne
             planned.watched = resolve_latents(policy, artefacts, rule.targets)
         condition = rule.when.condition
         if condition is not None:
-            planned.condition = (condition, resolve_latents(policy, artefacts, (condition.feature,)))
+            planned.condition = (
+                condition,
+                resolve_latents(policy, artefacts, (condition.feature,)),
+            )
         planned.switched_by = switches.get(rule.name)
         _check_order(planned, policy)
         for layer in planned.layers:
@@ -201,7 +204,10 @@ def _check_order(planned: PlannedRule, policy: Policy) -> None:
     if not planned.layers:
         return
     first = planned.layers[0] if planned.deltas else planned.layers[-1]
-    for source, what in ((planned.condition, "condition"), (planned.switched_by, "switching alert")):
+    for source, what in (
+        (planned.condition, "condition"),
+        (planned.switched_by, "switching alert"),
+    ):
         if source is None:
             continue
         latest = max(source[1], key=lambda latent: latent.layer)
@@ -281,9 +287,7 @@ def span_basis(rows: FloatArray, rule: Rule) -> FloatArray:
     return basis[:rank].astype(np.float32)
 
 
-def place(
-    planned: list[PlannedRule], policy: Policy, candidates: frozenset[int]
-) -> frozenset[int]:
+def place(planned: list[PlannedRule], policy: Policy, candidates: frozenset[int]) -> frozenset[int]:
     """Layers that go to llama.cpp's control vector: where it is cheaper and nothing has to be measured."""
     if not candidates or policy.dose_limit is not None or policy.selector is not None:
         return frozenset()
@@ -313,7 +317,9 @@ def lay_out(
 ) -> Program:
     """Tables of the hook's program for the callback plane, summed directions for the control-vector plane."""
     if not planned:
-        return _with_identity(empty_program(shape.n_embd, shape.n_layer, shape.architecture), policy)
+        return _with_identity(
+            empty_program(shape.n_embd, shape.n_layer, shape.architecture), policy
+        )
     hooked = [r for r in planned if r.watched or any(d.layer not in on_vector for d in r.deltas)]
     rest = [r for r in planned if not any(r is other for other in hooked)]
 
@@ -350,7 +356,10 @@ def lay_out(
             r.acts
             and (
                 r.rule.when.phase is not None
-                or (r.rule.when.positions is not None and r.rule.when.positions.of is PositionsOf.ANSWER)
+                or (
+                    r.rule.when.positions is not None
+                    and r.rule.when.positions.of is PositionsOf.ANSWER
+                )
             )
             for r in planned
         ),

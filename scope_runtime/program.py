@@ -127,7 +127,9 @@ def _align(offset: int, to: int) -> int:
     return -(-offset // to) * to
 
 
-def _table(dtype: np.dtype[Any], rows: Sequence[Mapping[str, Any]], offsets: Sequence[int]) -> bytes:
+def _table(
+    dtype: np.dtype[Any], rows: Sequence[Mapping[str, Any]], offsets: Sequence[int]
+) -> bytes:
     out = np.zeros(len(rows), dtype)
     for i, row in enumerate(rows):
         for name, value in row.items():
@@ -137,7 +139,7 @@ def _table(dtype: np.dtype[Any], rows: Sequence[Mapping[str, Any]], offsets: Seq
 
 def serialise(layout: Layout) -> bytes:
     """The blob of scope_program.h. The same layout gives the same bytes."""
-    tables = [
+    tables: list[tuple[np.dtype[Any], Sequence[Any]]] = [
         (RULE, layout.rules),
         (POINT, layout.points),
         (FEATURE, layout.features),
@@ -162,13 +164,11 @@ def serialise(layout: Layout) -> bytes:
     blob = bytearray(total)
     for (dtype, rows), start in zip(tables, starts, strict=True):
         data = (
-            np.array(rows, dtype).tobytes()
-            if dtype.names is None
-            else _table(dtype, rows, offsets)  # type: ignore[arg-type]
+            np.array(rows, dtype).tobytes() if dtype.names is None else _table(dtype, rows, offsets)  # type: ignore[arg-type]
         )
         blob[start : start + len(data)] = data
     for array, offset in zip(layout.rows, offsets, strict=True):
-        blob[offset : offset + array.nbytes] = memoryview(array).cast("B")
+        blob[offset : offset + array.nbytes] = array.tobytes()
 
     counts = [len(rows) for _, rows in tables]
 
@@ -266,5 +266,17 @@ def empty_program(n_embd: int, n_layer: int, architecture: str) -> Program:
     blob = serialise(Layout(n_embd, n_layer))
     digest = program_digest(blob, {})
     return Program(
-        blob, (), 0, MappingProxyType({}), "", "none", digest, n_embd, n_layer, architecture, (), (), False
+        blob,
+        (),
+        0,
+        MappingProxyType({}),
+        "",
+        "none",
+        digest,
+        n_embd,
+        n_layer,
+        architecture,
+        (),
+        (),
+        False,
     )

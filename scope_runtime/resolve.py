@@ -25,7 +25,6 @@ from scope_runtime.program import FloatArray
 from scope_runtime.types import ModelShape
 from scope_runtime.vectors import ControlVector, read_control_vector
 
-
 T = TypeVar("T")
 
 
@@ -155,16 +154,22 @@ def _first_use(policy: Policy, path: str) -> Location | None:
     return None
 
 
-def resolve(policy: Policy, artefacts: Artefacts, names: tuple[str, ...]) -> tuple[Latent | Direction, ...]:
+def resolve(
+    policy: Policy, artefacts: Artefacts, names: tuple[str, ...]
+) -> tuple[Latent | Direction, ...]:
     """What the given feature names stand for, groups expanded, each once, in the order written."""
     found: dict[object, Latent | Direction] = {}
     for name in names:
         for item in _resolve_one(policy, artefacts, policy.feature(name)):
-            found.setdefault(item.key if isinstance(item, Latent) else (item.name, item.layer), item)
+            found.setdefault(
+                item.key if isinstance(item, Latent) else (item.name, item.layer), item
+            )
     return tuple(found.values())
 
 
-def resolve_latents(policy: Policy, artefacts: Artefacts, names: tuple[str, ...]) -> tuple[Latent, ...]:
+def resolve_latents(
+    policy: Policy, artefacts: Artefacts, names: tuple[str, ...]
+) -> tuple[Latent, ...]:
     """Like ``resolve``, for rules that measure; a control vector among the names is a CompileError."""
     out = []
     for item in resolve(policy, artefacts, names):
@@ -202,7 +207,9 @@ def _directions(vector: ControlVector, feature: VectorFeature) -> tuple[Directio
                 expected=f"one of {', '.join(str(n) for n in sorted(vector.layers))}",
             )
     return tuple(
-        Direction(feature.name, layer, np.asarray(vector.layers[layer], np.float32), feature.location)
+        Direction(
+            feature.name, layer, np.asarray(vector.layers[layer], np.float32), feature.location
+        )
         for layer in layers
     )
 

@@ -28,7 +28,9 @@ class JsonlLog:
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(
+                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
         except OSError as error:
             raise AuditError(f"the audit log {path} cannot be opened", found=str(error)) from error
         self._failed: str | None = None
@@ -44,7 +46,8 @@ class JsonlLog:
         if not events:
             return
         data = "".join(
-            json.dumps(e.record(), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+            json.dumps(e.record(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            + "\n"
             for e in events
         ).encode()
         with self._lock:

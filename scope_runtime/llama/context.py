@@ -81,12 +81,11 @@ class Context:
         if progress is not None:
             report = progress
 
-            @self._api.llama_progress_callback  # type: ignore[misc]
             def on_progress(done: float, user: object) -> bool:
                 report(done)
                 return True
 
-            params.progress_callback = on_progress
+            params.progress_callback = self._api.llama_progress_callback(on_progress)
         library.last_log_lines()
         self._model = self._api.llama_model_load_from_file(str(self.info.path).encode(), params)
         if not self._model:
@@ -111,9 +110,7 @@ class Context:
         if o.n_threads is not None:
             params.n_threads = params.n_threads_batch = o.n_threads
         params.no_perf = True
-        params.cb_eval = ctypes.cast(
-            self.hook.callback, self._api.ggml_backend_sched_eval_callback
-        )
+        params.cb_eval = ctypes.cast(self.hook.callback, self._api.ggml_backend_sched_eval_callback)
         params.cb_eval_user_data = self.hook.handle
         self._ctx = self._api.llama_init_from_model(self._model, params)
         if not self._ctx:
@@ -316,9 +313,7 @@ class Context:
         room = len(data) + 8
         while True:
             out = (ctypes.c_int32 * room)()
-            n = self._api.llama_tokenize(
-                self._vocab, data, len(data), out, room, add_bos, special
-            )
+            n = self._api.llama_tokenize(self._vocab, data, len(data), out, room, add_bos, special)
             if n >= 0:
                 return list(out[:n])
             room = -n

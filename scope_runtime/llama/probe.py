@@ -13,9 +13,8 @@ import numpy as np
 from scope_runtime.errors import HookError
 from scope_runtime.llama.context import Context
 from scope_runtime.native.hook import ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY
-from scope_runtime.policy.model import EMBEDDING
+from scope_runtime.policy.model import EMBEDDING, Op
 from scope_runtime.program import DELTA_ADD, NONE, OPS, FloatArray, Layout, serialise
-from scope_runtime.policy.model import Op
 
 _INT32 = np.iinfo(np.int32)
 
@@ -145,9 +144,7 @@ def _prove_effect(context: Context, tokens: list[int], plain: FloatArray, embedd
     hook = context.live_hook
     rng = np.random.default_rng(1)
     layers = ([EMBEDDING] if embedding else []) + list(range(context.shape.n_layer))
-    rows = {
-        layer: rng.standard_normal(context.shape.n_embd).astype(np.float32) for layer in layers
-    }
+    rows = {layer: rng.standard_normal(context.shape.n_embd).astype(np.float32) for layer in layers}
     hook.install(add_blob(context, rows))
     hook.request_begin(0, 0, len(tokens))
     try:
@@ -175,7 +172,9 @@ def _words(context: Context, attached: int, embedding: str | None) -> tuple[str,
     if attached & ATTACH_COLUMNS:
         words.append("columns: works, batches may mix requests")
     elif context.llama.interposed:
-        words.append("columns: the layout of this llama.cpp is not the known one; one request at a time")
+        words.append(
+            "columns: the layout of this llama.cpp is not the known one; one request at a time"
+        )
     else:
         words.append(
             "columns: not to be had, llama_cpp was imported before scope_runtime; one request at a time"

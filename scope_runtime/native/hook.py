@@ -221,7 +221,9 @@ class Hook:
 
     def _check(self, code: int) -> None:
         if code < 0:
-            raise HookError(self._error.value.decode() or f"the native hook failed with code {code}")
+            raise HookError(
+                self._error.value.decode() or f"the native hook failed with code {code}"
+            )
 
     @property
     def handle(self) -> int:
@@ -250,14 +252,10 @@ class Hook:
         """
         program = c.c_void_p()
         self._check(
-            self._lib.scope_program_load(
-                blob, len(blob), c.byref(program), self._error, _ERR_BYTES
-            )
+            self._lib.scope_program_load(blob, len(blob), c.byref(program), self._error, _ERR_BYTES)
         )
         serial = self._serial + 1
-        code = self._lib.scope_hook_install(
-            self.handle, program, serial, self._error, _ERR_BYTES
-        )
+        code = self._lib.scope_hook_install(self.handle, program, serial, self._error, _ERR_BYTES)
         if code < 0:
             self._lib.scope_program_free(program)
             self._check(code)
@@ -282,9 +280,7 @@ class Hook:
         return int(self._lib.scope_hook_attached(self.handle))
 
     def bind_memory(self, memory: int) -> None:
-        self._check(
-            self._lib.scope_hook_bind_memory(self.handle, memory, self._error, _ERR_BYTES)
-        )
+        self._check(self._lib.scope_hook_bind_memory(self.handle, memory, self._error, _ERR_BYTES))
 
     def chain(self, callback: int, user_data: int) -> None:
         self._lib.scope_hook_chain(self.handle, callback, user_data)
@@ -339,9 +335,7 @@ class Hook:
             raise HookError(
                 "residuals of another width", found=str(h.shape[1]), expected=str(self.n_embd)
             )
-        changed = self._lib.scope_hook_residual(
-            self.handle, layer, h.ctypes.data_as(_f32p), len(h)
-        )
+        changed = self._lib.scope_hook_residual(self.handle, layer, h.ctypes.data_as(_f32p), len(h))
         self._check(changed)
         return bool(changed)
 
@@ -360,9 +354,7 @@ class Hook:
 
     def request_status(self, seq: int) -> RequestState:
         state = RequestState()
-        self._check_state(
-            self._lib.scope_request_status(self.handle, seq, c.byref(state)), seq
-        )
+        self._check_state(self._lib.scope_request_status(self.handle, seq, c.byref(state)), seq)
         return state
 
     @staticmethod
@@ -410,9 +402,7 @@ class Hook:
     ) -> None:
         self._lib.llama_memory_seq_cp(memory, source, target, first, end)
 
-    def llama_memory_seq_add(
-        self, memory: int, seq: int, first: int, end: int, delta: int
-    ) -> None:
+    def llama_memory_seq_add(self, memory: int, seq: int, first: int, end: int, delta: int) -> None:
         self._lib.llama_memory_seq_add(memory, seq, first, end, delta)
 
     # -- memory, notes alone

@@ -1,0 +1,350 @@
+"""The embedded engine: requests on one llama.cpp context, each token under the active program, each on record."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from scope_runtime.errors import UsageError
+from scope_runtime.events import Event, EventReader, Kind, RequestContext, RevisionSpan, Sink
+from scope_runtime.llama.chat import ChatTemplate, Message
+from scope_runtime.llama.context import Context, ContextOptions
+from scope_runtime.llama.probe import Proof, prove
+from scope_runtime.native.hook import ATTACH_COLUMNS
+from scope_runtime.program import Program, empty_program
+
+SEQUENCE = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy; ``seed`` None draws a random one."""
+
+    max_tokens: int = 256
+    temperature: float = 0.8
+    seed: int | None = None
+    top_k: int = 40
+    top_p: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer and what was done to it.
+
+    Attributes:
+        text: the answer, control tokens left out.
+        tokens: the answer's token ids; the end token is not among them.
+        finish_reason: ``stop``, ``length``, ``abort`` (an alert or the dose limit ended it) or ``cancelled``.
+        revisions: under which policy revision the answer was computed, from which position of the sequence on.
+        report: the request's events: one per rule, and every alert.
+        n_prompt: tokens of the prompt; n_reused of them came from the cache of an earlier request.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    revisions: tuple[RevisionSpan, ...]
+    report: tuple[Event, ...]
+    request_id: str
+    n_prompt: int
+    n_reused: int
+
+
+@dataclass(slots=True)
+class _Running:
+    request: RequestContext
+    n_prompt: int
+    events: list[Event] = field(default_factory=list)
+
+
+class Engine:
+    """A context, its hook, and the program that is active in it. One request at a time; others wait their turn.
+
+    Args:
+        path: the GGUF model.
+        sink: where events go; called on the request's thread, never inside a decode.
+        model_digest: SHA-256 of the model file, for the records.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        options: ContextOptions,
+        sink: Sink,
+        model_digest: str,
+        *,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.context = Context(path, options, progress=progress)
+        try:
+            self.proof: Proof = prove(self.context)
+            self.chat = ChatTemplate.of(self.context)
+        except BaseException:
+            self.context.close()
+            raise
+        self._sink = sink
+        self._programs: dict[int, Program] = {}
+        self.reader = EventReader(self._programs, model_digest)
+        self._requests = itertools.count(1)
+        self._turn = threading.Lock()
+        self._held: list[int] = []  # tokens whose KV sequence 0 holds, in order
+        self._held_prompt = (
+            0  # how many of them were some request's prompt, short of its last token
+        )
+        self._next_request: Program | None = None
+        shape = self.context.shape
+        self.active = empty_program(shape.n_embd, shape.n_layer, shape.architecture)
+        self.swap(self.active)
+
+    def close(self) -> None:
+        """Waits for the running request, then frees everything."""
+        with self._turn:
+            self.context.close()
+
+    # -- programs
+
+    def swap(self, program: Program, *, now: bool = True) -> None:
+        """Makes a program active between two tokens, or with ``now=False`` before the next request.
+
+        All or nothing: HookError leaves the old program active on both planes.
+        """
+        with self.context.lock:
+            if not now and self._turn.locked():
+                self._next_request = program
+                return
+            self._next_request = None
+            old = self.active
+            vectors_change = _planes(program) != _planes(old)
+            if vectors_change:
+                self.context.set_control_vectors(_stacked(program))
+            try:
+                serial = self.context.live_hook.install(program.blob)
+            except BaseException:
+                if vectors_change:
+                    self.context.set_control_vectors(_stacked(old))
+                raise
+            self._programs[serial] = program
+            self.active = program
+
+    # -- requests
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        labels: Mapping[str, str],
+        *,
+        request_id: str | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[str | Generation]:
+        """Yields pieces of text as they are decoded, at last the Generation.
+
+        Raises:
+            UsageError: an empty prompt, or one that leaves no room in the context.
+        """
+        if not prompt:
+            raise UsageError("the prompt has no tokens")
+        if len(prompt) >= self.context.n_ctx:
+            raise UsageError(
+                "the prompt does not fit into the context",
+                found=f"{len(prompt)} tokens",
+                expected=f"fewer than {self.context.n_ctx}",
+            )
+        with self._turn:
+            if self._next_request is not None:
+                self.swap(self._next_request)
+            number = next(self._requests)
+            running = _Running(
+                RequestContext(request_id or f"r{number}-{time.time_ns():x}", dict(labels)),
+                len(prompt),
+            )
+            yield from self._run(running, number, list(prompt), sampling, cancelled)
+
+    def _run(
+        self,
+        running: _Running,
+        number: int,
+        prompt: list[int],
+        sampling: Sampling,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[str | Generation]:
+        context, hook = self.context, self.context.live_hook
+        reused = self._reuse(prompt)
+        hook.request_begin(SEQUENCE, number, len(prompt))
+        sampler = context.sampler(
+            sampling.temperature, sampling.seed, sampling.top_k, sampling.top_p
+        )
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        answer: list[int] = []
+        text: list[str] = []
+        finish = "cancelled"
+        try:
+            pending = prompt[reused:]
+            while True:
+                context.decode(pending, len(self._held))
+                self._held += pending
+                self._collect(running)
+                if hook.request_status(SEQUENCE).abort:
+                    finish = "abort"
+                    break
+                if len(answer) >= sampling.max_tokens:
+                    finish = "length"
+                    break
+                if cancelled():
+                    break
+                token = sampler.next()
+                if context.ends(token):
+                    finish = "stop"
+                    break
+                answer.append(token)
+                piece = decoder.decode(context.piece(token))
+                if piece:
+                    text.append(piece)
+                    yield piece
+                if len(answer) >= sampling.max_tokens or len(self._held) + 1 >= context.n_ctx:
+                    finish = "length"
+                    break
+                pending = [token]
+            rest = decoder.decode(b"", final=True)
+            if rest:
+                text.append(rest)
+                yield rest
+        finally:
+            sampler.close()
+            self._held_prompt = min(len(prompt) - 1, len(self._held))
+            spans = self.reader.revisions(hook.spans(SEQUENCE))
+            hook.request_end(SEQUENCE)
+            self._collect(running, spans)
+            running.events.append(self._request_event(running, spans, finish, len(answer), reused))
+            self._sink.write(running.events[-1:])
+        yield Generation(
+            text="".join(text),
+            tokens=tuple(answer),
+            finish_reason=finish,
+            revisions=spans,
+            report=tuple(running.events),
+            request_id=running.request.request_id,
+            n_prompt=len(prompt),
+            n_reused=reused,
+        )
+
+    def _reuse(self, prompt: list[int]) -> int:
+        """Keeps the longest prefix whose KV is right for this prompt under the active program; drops the rest.
+
+        Right means: computed under an equal program, and under the same phase as now (what was answered then and is
+        prompt now was steered differently if the program looks at the phase).
+        """
+        hook = self.context.live_hook
+        limit = min(len(self._held), len(prompt) - 1)
+        if self.active.phase_dependent:
+            limit = min(limit, self._held_prompt)
+        same = next((i for i in range(limit) if self._held[i] != prompt[i]), limit)
+        for span in hook.spans(SEQUENCE):
+            program = self._programs.get(span.serial)
+            if program is None or program.digest != self.active.digest:
+                same = min(same, span.first)
+        if same < len(self._held) and not self.context.forget(SEQUENCE, same):
+            same = 0
+        if same == 0:
+            self.context.forget()
+        self._held = self._held[:same]
+        return same
+
+    def _collect(self, running: _Running, spans: tuple[RevisionSpan, ...] = ()) -> None:
+        """Takes the hook's events off the ring and hands them to the sink."""
+        events = []
+        for raw in self.context.live_hook.drain():
+            event = self.reader.event(raw, running.request, spans)
+            if event is not None:
+                events.append(event)
+        if events:
+            running.events += events
+            self._sink.write(events)
+
+    def _request_event(
+        self,
+        running: _Running,
+        spans: tuple[RevisionSpan, ...],
+        finish: str,
+        n_answer: int,
+        n_reused: int,
+    ) -> Event:
+        return Event(
+            kind=Kind.REQUEST,
+            what="summary",
+            time=time.time(),
+            request_id=running.request.request_id,
+            sequence=SEQUENCE,
+            labels=running.request.labels,
+            revisions=spans,
+            mode=None,
+            detail={
+                "n_tokens": running.n_prompt + n_answer,
+                "n_prompt": running.n_prompt,
+                "n_answer": n_answer,
+                "n_reused": n_reused,
+                "finish_reason": finish,
+                "events_dropped": self.context.live_hook.dropped,
+                **self.reader.digests(self.active),
+            },
+        )
+
+    def logits(
+        self, tokens: Sequence[int], labels: Mapping[str, str], n_prompt: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits (n_tokens, n_vocab) of every position, computed afresh; phase as if ``n_prompt`` were prompt."""
+        if not tokens or len(tokens) > self.context.n_ctx:
+            raise UsageError(
+                "cannot compute logits of so many tokens",
+                found=str(len(tokens)),
+                expected=f"1 to {self.context.n_ctx}",
+            )
+        with self._turn:
+            number = next(self._requests)
+            n = len(tokens) if n_prompt is None else n_prompt
+            running = _Running(RequestContext(f"logits-{number}", dict(labels)), n)
+            self.context.forget()
+            self._held = []
+            hook = self.context.live_hook
+            hook.request_begin(SEQUENCE, number, n)
+            try:
+                return self.context.decode(list(tokens), 0, all_logits=True)
+            finally:
+                hook.request_end(SEQUENCE)
+                self._collect(running)
+                self.context.forget()
+
+    # -- text
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A raw prompt: no template; control tokens written out in it count as such."""
+        return self.context.tokenize(text, special=True)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Messages through the model's chat template."""
+        return self.chat.tokens(self.context, messages)
+
+    @property
+    def mixes_requests(self) -> bool:
+        return bool(self.context.live_hook.attached & ATTACH_COLUMNS)
+
+
+def _planes(program: Program) -> dict[int, bytes]:
+    return {layer: row.tobytes() for layer, row in program.control_vectors.items()}
+
+
+def _stacked(program: Program) -> npt.NDArray[np.float32] | None:
+    if not program.control_vectors:
+        return None
+    out = np.zeros((program.n_layer - 1, program.n_embd), np.float32)
+    for layer, row in program.control_vectors.items():
+        out[layer - 1] = row
+    return out

@@ -1,0 +1,317 @@
+"""The whole story in one file: policy → program → hook → events → log, around one model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from scope_runtime.audit import JsonlLog, MemoryLog
+from scope_runtime.compile import compile_policy
+from scope_runtime.errors import ScopeError
+from scope_runtime.events import Event, Kind, Sink
+from scope_runtime.llama.chat import Message
+from scope_runtime.llama.checks import model_digest
+from scope_runtime.llama.context import ContextOptions
+from scope_runtime.llama.engine import Engine, Generation, Sampling
+from scope_runtime.llama.probe import Proof
+from scope_runtime.policy.load import load_policy
+from scope_runtime.policy.model import Apply
+from scope_runtime.program import Program, empty_program
+from scope_runtime.types import ModelShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_SAMPLING = ("max_tokens", "temperature", "seed", "top_k", "top_p")
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of ``generate`` and ``chat``.
+
+    Attributes:
+        labels: the request's labels, for policies that select by them.
+        max_tokens: most tokens of the answer; 256.
+        temperature: 0 is greedy; 0.8.
+        seed: of the draw; random when not given.
+        top_k, top_p: 40 and 0.95; not used at temperature 0.
+        request_id: the caller's own id for the records.
+        cancelled: asked before each token; True ends the answer.
+    """
+
+    labels: Mapping[str, str]
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    top_k: int
+    top_p: float
+    request_id: str
+    cancelled: Callable[[], bool]
+
+
+class Runtime:
+    """A model that obeys a policy.
+
+        with Runtime(model="m.gguf", policy="p.yaml", n_ctx=2048) as rt:
+            print(rt.generate("…", max_tokens=64, temperature=0.0).text)
+
+    Args:
+        model: GGUF file of a text model.
+        policy: policy file; None runs unsteered.
+        audit: file to append events to as JSON lines, fsynced; None keeps them in memory only (``events()``).
+        n_ctx: tokens of context.
+        n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
+            control vector, which is free there but is not measured.
+        n_threads: CPU threads; None leaves it to llama.cpp.
+        use_extra_bufts: llama.cpp's repacked weights; None decides by CPU.
+        progress: called with 0.0 to 1.0 while the model loads.
+
+    Raises:
+        ScopeError: model, packs or policy are not sound or do not fit each other, or the hook cannot prove itself.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        policy: str | Path | None = None,
+        *,
+        audit: str | Path | None = None,
+        n_ctx: int = 4096,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_gpu_layers: int = 0,
+        n_threads: int | None = None,
+        use_extra_bufts: bool | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self._memory = MemoryLog()
+        self._sinks: list[Sink] = [self._memory]
+        if audit is not None:
+            self._sinks.append(JsonlLog(audit))
+        options = ContextOptions(
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=n_threads,
+            use_extra_bufts=use_extra_bufts,
+        )
+        self._n_gpu_layers = n_gpu_layers
+        try:
+            self.model_digest = model_digest(Path(model))
+            self._engine = Engine(model, options, self, self.model_digest, progress=progress)
+        except BaseException:
+            self._close_sinks()
+            raise
+        try:
+            self._record(
+                "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
+            )
+            self.set_policy(policy)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- a sink itself: one place through which every event goes
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Hands events to the memory and to the audit log."""
+        for sink in self._sinks:
+            sink.write(events)
+
+    def _record(self, what: str, kind: Kind, **detail: object) -> None:
+        detail.setdefault("digests", {"model": self.model_digest})
+        self.write([Event(kind=kind, what=what, time=time.time(), detail=detail)])
+
+    def events(self) -> tuple[Event, ...]:
+        """The last 10,000 events, oldest first."""
+        return tuple(self._memory.kept)
+
+    # -- policy
+
+    @property
+    def program(self) -> Program:
+        """The active program."""
+        return self._engine.active
+
+    @property
+    def proof(self) -> Proof:
+        """Which attach points were seen to work on this model."""
+        return self._engine.proof
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._engine.context.shape
+
+    def set_policy(self, policy: str | Path | None) -> Program:
+        """Loads, checks, compiles and swaps in a policy; None switches steering off.
+
+        Atomic: no token sees two policies, and on any ScopeError the old one stays. Both are on record.
+        """
+        shape = self.shape
+        try:
+            if policy is None:
+                loaded, now = None, True
+                program = empty_program(shape.n_embd, shape.n_layer, shape.architecture)
+            else:
+                loaded = load_policy(policy)
+                now = loaded.apply is Apply.NEXT_TOKEN
+                program = compile_policy(loaded, shape, control_vector_layers=self._offloaded())
+            old = self._engine.active
+            self._engine.swap(program, now=now)
+        except ScopeError as error:
+            self._record("refused", Kind.POLICY, policy=str(policy), **error.fields())
+            raise
+        self._record(
+            "swapped",
+            Kind.POLICY,
+            policy=str(policy) if policy is not None else None,
+            name=program.policy or None,
+            owner=loaded.owner if loaded else None,
+            generation=loaded.generation if loaded else None,
+            revision=program.revision,
+            previous=old.revision,
+            program=program.digest,
+            apply=str(loaded.apply) if loaded else str(Apply.NEXT_TOKEN),
+            digests={"model": self.model_digest, "packs": dict(program.packs)},
+        )
+        return program
+
+    def _offloaded(self) -> frozenset[int]:
+        """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all."""
+        layers = self.shape.n_layer
+        n = layers if self._n_gpu_layers < 0 else min(self._n_gpu_layers, layers)
+        return frozenset(range(layers - n, layers))
+
+    # -- work
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[str | Generation]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | Iterator[str | Generation]:
+        """Continues a raw prompt (text, or token ids).
+
+        Args:
+            prompt: what to continue; control tokens written out in a text count as such.
+            stream: yield pieces of text as they come, and the Generation at last.
+            options: see GenerateOptions.
+
+        Raises:
+            UsageError: the prompt is empty or does not fit.
+        """
+        tokens = self._engine.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._answer(tokens, stream, options)
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation: ...
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[str | Generation]: ...
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | Iterator[str | Generation]:
+        """Answers messages through the model's chat template; a bare string is one user message."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self._answer(self._engine.encode_chat(messages), stream, options)
+
+    def _answer(
+        self, tokens: Sequence[int], stream: bool, options: GenerateOptions
+    ) -> Generation | Iterator[str | Generation]:
+        drawn = {key: options[key] for key in _SAMPLING if key in options}  # type: ignore[literal-required]
+        running = self._engine.generate(
+            tokens,
+            Sampling(**drawn),
+            options.get("labels", {}),
+            request_id=options.get("request_id"),
+            cancelled=options.get("cancelled", lambda: False),
+        )
+        if stream:
+            return running
+        last: str | Generation = ""
+        for last in running:
+            pass
+        if not isinstance(last, Generation):
+            raise RuntimeError("the engine ended a request without its result")
+        return last
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        labels: Mapping[str, str] | None = None,
+        *,
+        n_prompt: int | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Logits (n_tokens, n_vocab) at every position under the active policy, computed afresh.
+
+        Args:
+            n_prompt: tokens that count as prompt: position n_prompt - 1 is the first in phase ``generation``. All by default.
+        """
+        return self._engine.logits(tokens, labels or {}, n_prompt)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, as ``generate`` would see it."""
+        return self._engine.encode_prompt(text)
+
+    def close(self) -> None:
+        """Waits for the running request, then frees model and logs. Safe to call twice."""
+        self._engine.close()
+        self._close_sinks()
+
+    def _close_sinks(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
