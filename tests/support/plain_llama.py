@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +39,10 @@ class PlainLlama:
         n_seq_max: int = 1,
         n_threads: int = 2,
     ) -> None:
+        # Imported late: the runtime's hook must come before llama.cpp in a process that uses both.
+        from llama_cpp import llama_cpp
+
+        self._api = llama_cpp
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
@@ -49,8 +52,8 @@ class PlainLlama:
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
-        params.n_seq_max, params.kv_unified = n_seq_max, n_seq_max > 1
+        params.n_ctx, params.n_seq_max = n_ctx * n_seq_max, n_seq_max
+        params.n_batch, params.n_ubatch = n_batch, n_ubatch
         params.n_threads = params.n_threads_batch = n_threads
         self._n_batch = n_batch
         self._ctx = llama_cpp.llama_init_from_model(self._model, params)
@@ -73,8 +76,8 @@ class PlainLlama:
         self.close()
 
     def close(self) -> None:
-        llama_cpp.llama_free(self._ctx)
-        llama_cpp.llama_model_free(self._model)
+        self._api.llama_free(self._ctx)
+        self._api.llama_model_free(self._model)
 
     def set_control_vector(self, directions: dict[int, NDArray[np.float32]]) -> None:
         """llama.cpp's own control vector: block to what is added to its output. Not block 0."""
@@ -84,19 +87,19 @@ class PlainLlama:
         for layer, direction in directions.items():
             data[layer - 1] = direction
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        llama_cpp.llama_synchronize(self._ctx)
-        status = llama_cpp.llama_set_adapter_cvec(
+        self._api.llama_synchronize(self._ctx)
+        status = self._api.llama_set_adapter_cvec(
             self._ctx, pointer, data.size, self.n_embd, 1, self.n_layer - 1
         )
         if status != 0:
             raise RuntimeError(f"llama_set_adapter_cvec: {status}")
 
     def clear(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._ctx), True)
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._ctx), True)
 
     def decode(self, columns: Sequence[Column]) -> Logits:
         """Decodes one batch; logits of every column, (n_columns, n_vocab)."""
-        batch = llama_cpp.llama_batch_init(len(columns), 0, 1)
+        batch = self._api.llama_batch_init(len(columns), 0, 1)
         try:
             batch.n_tokens = len(columns)
             for i, column in enumerate(columns):
@@ -105,12 +108,12 @@ class PlainLlama:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = column.sequence
                 batch.logits[i] = 1
-            status = llama_cpp.llama_decode(self._ctx, batch)
+            status = self._api.llama_decode(self._ctx, batch)
         finally:
-            llama_cpp.llama_batch_free(batch)
+            self._api.llama_batch_free(batch)
         if status != 0:
             raise RuntimeError(f"llama_decode: {status}")
-        pointer = llama_cpp.llama_get_logits(self._ctx)
+        pointer = self._api.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, (len(columns), self.n_vocab)).copy()
 
     def logits(self, tokens: Sequence[int]) -> Logits:

@@ -25,8 +25,7 @@ Array = NDArray[np.float32]
 class Gate:
     """``kind``: none, relu, threshold (JumpReLU at ``threshold``) or topk.
 
-    For topk, ``encoder`` (d_sae, n_embd) and ``bias`` (d_sae) are the whole layer's, the feature is
-    row ``row``.
+    For topk, ``encoder`` (d_sae, n_embd) and ``bias`` (d_sae) are the whole layer's.
     """
 
     kind: str
@@ -34,14 +33,17 @@ class Gate:
     k: int = 0
     encoder: Array | None = None
     bias: Array | None = None
-    row: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """One feature: z = gate(w·h + b) at ``layer``, direction d; ``max``: its calibrated maximum."""
+    """One feature: z = gate(w·h + b) at ``layer``, direction d.
+
+    ``id`` is its number in the SAE (its row in the whole encoder), ``max`` its calibrated maximum.
+    """
 
     layer: int
+    id: int
     w: Array
     b: float
     d: Array
@@ -149,7 +151,7 @@ def activation(latent: Latent, h: NDArray[np.float64]) -> NDArray[np.float64]:
         assert gate.bias is not None
         every = h @ _f64(gate.encoder).T + _f64(gate.bias)
         kept = np.argsort(-every, axis=1, kind="stable")[:, : gate.k]
-        return np.where((kept == gate.row).any(axis=1), every[:, gate.row], 0.0)
+        return np.where((kept == latent.id).any(axis=1), every[:, latent.id], 0.0)
     raise ValueError(gate.kind)
 
 
