@@ -13,6 +13,9 @@ from typing import Annotated
 
 import typer
 
+from scope_runtime.cli.doctor import doctor
+from scope_runtime.cli.explain import explain
+from scope_runtime.cli.run import run as run_model
 from scope_runtime.errors import ScopeError
 from scope_runtime.version import __version__
 
@@ -55,6 +58,11 @@ def _root(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
+
+
+app.command("run")(run_model)
+app.command("explain")(explain)
+app.command("doctor")(doctor)
 
 
 def run() -> None:

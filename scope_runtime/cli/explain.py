@@ -1,0 +1,204 @@
+"""``scope explain``: the compiled program in words and numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_runtime.cli.options import GpuLayersOption, JsonOption
+
+if TYPE_CHECKING:
+    from scope_runtime.policy.model import Policy, Rule, When
+    from scope_runtime.program import Program, ProgramRule
+
+PLANES = {"callback": "callback", "control-vector": "control vector"}
+
+
+def explain(
+    policy: Annotated[Path, typer.Argument(metavar="POLICY", help="The policy file.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="FILE",
+            help="The model (GGUF).  [default: the one that the policy's packs were made for]",
+        ),
+    ] = None,
+    n_gpu_layers: GpuLayersOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a policy compiles to: per layer which rule does what, by which way, and why.
+
+    Only the header of the model file is read; nothing is loaded or run.
+
+    \b
+    Examples:
+      scope explain policies/english-only.yaml --model model.gguf
+      scope explain policies/english-only.yaml --model model.gguf --n-gpu-layers -1
+    """
+    from scope_runtime.policy.load import load_policy
+
+    loaded = load_policy(policy)
+    program = _compile(loaded, model, n_gpu_layers)
+    if as_json:
+        print(json.dumps(program_data(loaded, program), ensure_ascii=False))
+    else:
+        _print(loaded, program, model)
+
+
+def _compile(policy: Policy, model: Path | None, n_gpu_layers: int) -> Program:
+    from scope_runtime.compile import check_against_packs, compile_policy
+
+    if model is None:
+        return check_against_packs(policy)
+    from scope_runtime.llama.checks import check_model
+    from scope_runtime.types import ModelShape
+
+    info = check_model(model)
+    # llama.cpp offloads the last blocks first.
+    offloaded = info.n_layer if n_gpu_layers < 0 else min(n_gpu_layers, info.n_layer)
+    return compile_policy(
+        policy,
+        ModelShape(info.architecture, info.n_layer, info.n_embd),
+        control_vector_layers=frozenset(range(info.n_layer - offloaded, info.n_layer)),
+    )
+
+
+def program_data(policy: Policy, program: Program) -> dict[str, Any]:
+    """The program as JSON-ready data, rules by layer."""
+    amounts = {rule.name: amount(rule) for rule in policy.rules}
+    return {
+        "policy": policy.name,
+        "revision": program.revision,
+        "program": program.digest,
+        "mode": str(policy.mode),
+        "model": {
+            "architecture": program.architecture,
+            "layers": program.n_layer,
+            "width": program.n_embd,
+        },
+        "program_bytes": len(program.blob),
+        "packs": dict(program.packs),
+        "layers": [
+            {
+                "layer": layer,
+                "rules": [
+                    {
+                        "rule": rule.name,
+                        "op": str(rule.op),
+                        "mode": str(rule.mode),
+                        "amount": amounts[rule.name],
+                        "features": list(rule.features),
+                        "plane": plane_at(program, rule, layer),
+                        "why": rule.why,
+                    }
+                    for rule in rules
+                ],
+            }
+            for layer, rules in by_layer(program)
+        ],
+        "notes": list(program.notes),
+    }
+
+
+def by_layer(program: Program) -> list[tuple[int, list[ProgramRule]]]:
+    """Each layer where something happens, ascending, with its rules."""
+    layers = sorted({layer for rule in program.rules for layer in rule.layers})
+    return [(layer, [rule for rule in program.rules if layer in rule.layers]) for layer in layers]
+
+
+def plane_at(program: Program, rule: ProgramRule, layer: int) -> str:
+    """A rule may act at some of its layers through one plane, at others through the other."""
+    return "control-vector" if layer in program.control_vectors else "callback"
+
+
+def amount(rule: Rule) -> str:
+    """How much, when and for whom a rule acts, in words."""
+    parts = []
+    if rule.alpha is not None:
+        unit = f" {rule.unit}" if rule.unit else ""
+        parts.append(f"alpha {rule.alpha:g}{unit}")
+    if rule.factor is not None:
+        parts.append(f"factor {rule.factor:g}")
+    if rule.min is not None:
+        parts.append(f"min {rule.min:g}")
+    if rule.max is not None:
+        parts.append(f"max {rule.max:g}")
+    if rule.alert is not None:
+        alert = rule.alert
+        parts += _bounds(alert.above, alert.below)
+        if alert.for_tokens > 1:
+            parts.append(f"for {alert.for_tokens} tokens")
+        parts.append(str(alert.severity))
+        parts += [f"then {action}" for action in alert.actions if action == "abort"]
+        parts += [f"switches on {name}" for name in alert.switch_on]
+    parts += _when(rule.when)
+    if rule.rollout is not None:
+        parts.append(f"for {rule.rollout.percent:g} % by {rule.rollout.by}")
+    return ", ".join(parts)
+
+
+def _bounds(above: float | None, below: float | None) -> list[str]:
+    return [
+        f"{word} {value:g}" for word, value in (("above", above), ("below", below)) if value is not None
+    ]
+
+
+def _when(when: When) -> list[str]:
+    parts = []
+    if when.phase is not None:
+        parts.append(f"in the {when.phase}")
+    if when.positions is not None:
+        first, last = when.positions.first, when.positions.last
+        span = f"{'' if first is None else first} to {'' if last is None else last}".strip()
+        parts.append(f"at positions {span} of the {when.positions.of}")
+    if when.condition is not None:
+        condition = when.condition
+        bounds = " and ".join(_bounds(condition.above, condition.below))
+        parts.append(f"while {condition.feature} is {bounds}")
+    return parts
+
+
+def _print(policy: Policy, program: Program, model: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=False)
+    shape = f"{program.architecture}, {program.n_layer} blocks, {program.n_embd} wide"
+    console.print(f"[bold]{policy.name}[/] ({policy.mode}) on {model or 'the model of its packs'} ({shape})")
+    console.print(f"revision {program.revision}", style="dim")
+    console.print(f"program  {program.digest}, {len(program.blob):,} bytes", style="dim")
+    if policy.dose_limit is not None:
+        limit = policy.dose_limit
+        console.print(f"dose at most {limit.max:g}, else {limit.on_excess}")
+    if not program.rules:
+        console.print("Nothing acts: the model runs as it is.")
+    else:
+        amounts = {rule.name: amount(rule) for rule in policy.rules}
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("layer", "rule", "does", "how much, when", "features", "plane"):
+            table.add_column(title, overflow="fold")
+        for layer, rules in by_layer(program):
+            shown = "embedding" if layer < 0 else str(layer)
+            for rule in rules:
+                mode = "" if rule.mode == policy.mode else f" ({rule.mode})"
+                table.add_row(
+                    shown,
+                    rule.name,
+                    f"{rule.op}{mode}",
+                    amounts[rule.name],
+                    "\n".join(rule.features),
+                    PLANES[plane_at(program, rule, layer)],
+                )
+                shown = ""
+        console.print()
+        console.print(table)
+        console.print()
+        for rule in program.rules:
+            console.print(f"{rule.name}: {rule.why}")
+    for note in program.notes:
+        console.print(f"note: {note}")

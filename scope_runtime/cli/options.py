@@ -1,0 +1,50 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scope_runtime.errors import UsageError
+
+ModelOption = Annotated[
+    Path,
+    typer.Option(
+        "--model", "-m", metavar="FILE", help="The model: a GGUF file that llama.cpp can run."
+    ),
+]
+GpuLayersOption = Annotated[
+    int,
+    typer.Option(
+        "--n-gpu-layers", metavar="N", min=-1, help="Blocks to offload to the GPU; -1 is all."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", metavar="N", min=1, help="CPU threads.  [default: llama.cpp's]"),
+]
+ContextOption = Annotated[
+    int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Context size in tokens.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document, errors included.")
+]
+
+
+def parse_labels(pairs: list[str]) -> dict[str, str]:
+    """``["tenant=acme"]`` as a mapping.
+
+    Raises:
+        UsageError: a pair without a key, or a key given twice.
+    """
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError("a label is not a pair", found=repr(pair), expected="key=value")
+        if key in labels:
+            raise UsageError(f"the label {key} is given twice", found=repr(pair))
+        labels[key] = value
+    return labels
