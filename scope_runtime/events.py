@@ -1,7 +1,7 @@
 """Event v1: what the runtime did, as records that every sink (audit log, metrics, alerts) reads.
 
-The hook's ring holds numbers; ``EventReader`` puts names to them. The shape of a record is a contract (docs/how-it-works.md):
-keys may be added, never renamed.
+The hook's ring holds numbers; ``EventReader`` puts names to them. The shape of a record is a contract
+(docs/how-it-works.md): keys may be added, never renamed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _NO_RULE = 0xFFFFFFFF
 
 
 class Kind(StrEnum):
+    """What an event is about."""
+
     REQUEST = "request"
     ALERT = "alert"
     POLICY = "policy"

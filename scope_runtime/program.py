@@ -1,7 +1,8 @@
 """The compiled program: immutable, digest-addressed, everything the hook needs and nothing it does not.
 
-``Layout`` holds the tables that ``scope_runtime/native/include/scope_program.h`` defines, as numpy dtypes; ``serialise``
-lays them out as the one flat blob that the hook reads. ``Program`` is what the rest of the package passes around.
+``Layout`` holds the tables that ``scope_runtime/native/include/scope_program.h`` defines, as numpy dtypes;
+``serialise`` lays them out as the one flat blob that the hook reads. ``Program`` is what the rest of the package
+passes around.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def serialise(layout: Layout) -> bytes:
     blob = bytearray(total)
     for (dtype, rows), start in zip(tables, starts, strict=True):
         data = (
-            np.array(rows, dtype).tobytes() if dtype.names is None else _table(dtype, rows, offsets)  # type: ignore[arg-type]
+            np.array(rows, dtype).tobytes() if dtype.names is None else _table(dtype, rows, offsets)
         )
         blob[start : start + len(data)] = data
     for array, offset in zip(layout.rows, offsets, strict=True):

@@ -271,9 +271,7 @@ class Runtime:
         )
         if stream:
             return running
-        last: str | Generation = ""
-        for last in running:
-            pass
+        *_, last = running
         if not isinstance(last, Generation):
             raise RuntimeError("the engine ended a request without its result")
         return last
@@ -288,7 +286,8 @@ class Runtime:
         """Logits (n_tokens, n_vocab) at every position under the active policy, computed afresh.
 
         Args:
-            n_prompt: tokens that count as prompt: position n_prompt - 1 is the first in phase ``generation``. All by default.
+            n_prompt: tokens that count as prompt (all by default): position n_prompt - 1 is the first in phase
+                ``generation``.
         """
         return self._engine.logits(tokens, labels or {}, n_prompt)
 

@@ -1,0 +1,1 @@
+"""Everything that touches llama.cpp: load checks, the embedded engine, the probe."""

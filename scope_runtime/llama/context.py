@@ -191,7 +191,8 @@ class Context:
                     )
                 if hook.stats.n_unmatched != unmatched:
                     raise HookError(
-                        "the residuals' rows matched neither the tokens nor the wanted outputs; nothing was steered there",
+                        "the residuals' rows matched neither the tokens nor the wanted outputs, "
+                        "so nothing was steered there",
                         hint="Run `scope doctor` on this model",
                     )
                 out += [self._logits(i) for i, want in enumerate(wanted) if want]
@@ -343,40 +344,6 @@ class Context:
         text = self._api.llama_model_chat_template(self._model, None)
         return text.decode(errors="replace") if text else None
 
-    def sampler(self, temperature: float, seed: int | None, top_k: int, top_p: float) -> Sampler:
-        return Sampler(self, temperature, seed, top_k, top_p)
-
     def sample(self, chain: Any) -> int:
+        """A token drawn by a llama.cpp sampler chain from the last decoded token's logits."""
         return int(self._api.llama_sampler_sample(chain, self._ctx, -1))
-
-
-class Sampler:
-    """llama.cpp's sampler chain: greedy at temperature 0, else top-k, top-p, temperature and a seeded draw."""
-
-    def __init__(
-        self, context: Context, temperature: float, seed: int | None, top_k: int, top_p: float
-    ) -> None:
-        api = context.llama.api
-        self._api = api
-        self._context = context
-        self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        if temperature <= 0:
-            stages = [api.llama_sampler_init_greedy()]
-        else:
-            stages = [
-                api.llama_sampler_init_top_k(top_k),
-                api.llama_sampler_init_top_p(top_p, 1),
-                api.llama_sampler_init_temp(temperature),
-                api.llama_sampler_init_dist(0xFFFFFFFF if seed is None else seed),
-            ]
-        for stage in stages:
-            api.llama_sampler_chain_add(self._chain, stage)
-
-    def next(self) -> int:
-        """Draws from the last decoded token's logits."""
-        return self._context.sample(self._chain)
-
-    def close(self) -> None:
-        if self._chain is not None:
-            self._api.llama_sampler_free(self._chain)
-            self._chain = None

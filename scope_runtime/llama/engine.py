@@ -18,6 +18,7 @@ from scope_runtime.events import Event, EventReader, Kind, RequestContext, Revis
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
+from scope_runtime.llama.sampler import Sampler
 from scope_runtime.native.hook import ATTACH_COLUMNS
 from scope_runtime.program import Program, empty_program
 
@@ -179,8 +180,8 @@ class Engine:
         context, hook = self.context, self.context.live_hook
         reused = self._reuse(prompt)
         hook.request_begin(SEQUENCE, number, len(prompt))
-        sampler = context.sampler(
-            sampling.temperature, sampling.seed, sampling.top_k, sampling.top_p
+        sampler = Sampler(
+            context, sampling.temperature, sampling.seed, sampling.top_k, sampling.top_p
         )
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         answer: list[int] = []

@@ -15,17 +15,23 @@ EMBEDDING = -1
 
 
 class Mode(StrEnum):
+    """Whether rules change the residual, only report what they would have done, or rest."""
+
     ENFORCE = "enforce"
     AUDIT = "audit"
     OFF = "off"
 
 
 class Apply(StrEnum):
+    """When a reload reaches a running generation."""
+
     NEXT_TOKEN = "next-token"
     NEXT_REQUEST = "next-request"
 
 
 class Op(StrEnum):
+    """What a rule does; the formulas are in docs/policy.md."""
+
     AMPLIFY = "amplify"
     MUTE = "mute"
     SCALE = "scale"
@@ -35,12 +41,16 @@ class Op(StrEnum):
 
 
 class Unit(StrEnum):
+    """What ``alpha`` is counted in."""
+
     ABSOLUTE = "absolute"
     RESIDUAL = "residual"
     MAX = "max"
 
 
 class GateKind(StrEnum):
+    """What stands between a pre-activation and the activation z."""
+
     NONE = "none"
     RELU = "relu"
     THRESHOLD = "threshold"
@@ -48,33 +58,45 @@ class GateKind(StrEnum):
 
 
 class Phase(StrEnum):
+    """``generation`` starts at the column whose logits choose the first answer token."""
+
     PROMPT = "prompt"
     GENERATION = "generation"
 
 
 class PositionsOf(StrEnum):
+    """What positions are counted from."""
+
     SEQUENCE = "sequence"
     ANSWER = "answer"
 
 
 class Watch(StrEnum):
+    """How a group's activations become one value."""
+
     MAX = "max"
     SUM = "sum"
 
 
 class Severity(StrEnum):
+    """How loud an alert is."""
+
     INFO = "info"
     WARNING = "warning"
     CRITICAL = "critical"
 
 
 class OnExcess(StrEnum):
+    """What happens where the dose limit is exceeded."""
+
     CLAMP = "clamp"
     WARN = "warn"
     ABORT = "abort"
 
 
 class Action(StrEnum):
+    """What a firing alert does."""
+
     LOG = "log"
     METRIC = "metric"
     WEBHOOK = "webhook"
@@ -162,6 +184,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class When:
+    """Where a rule acts; None does not restrict."""
+
     phase: Phase | None = None
     positions: Positions | None = None
     condition: Condition | None = None
@@ -183,6 +207,8 @@ class AlertSpec:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
+    """The share of requests (or tenants) that a rule reaches."""
+
     percent: float
     by: str
 
@@ -212,6 +238,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class DoseLimit:
+    """``spec.limits.dose``: the largest dose at one hook point, and what happens above it."""
+
     max: float
     on_excess: OnExcess
     location: Location
