@@ -25,7 +25,9 @@ WARM_UP_TOKENS = 4
 def doctor(
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", metavar="FILE", help="The model (GGUF) to prove steering on."),
+        typer.Option(
+            "--model", "-m", metavar="FILE", help="The model (GGUF) to prove steering on."
+        ),
     ] = None,
     cost: Annotated[
         bool,
@@ -197,7 +199,10 @@ def _layer_lines(layers: list[dict[str, Any]]) -> list[str]:
             runs[-1] = (runs[-1][0], proof["layer"], words)
         else:
             runs.append((proof["layer"], proof["layer"], words))
-    return [f"{first if first == last else f'{first} to {last}'}: {words}" for first, last, words in runs]
+    return [
+        f"{first if first == last else f'{first} to {last}'}: {words}"
+        for first, last, words in runs
+    ]
 
 
 def _words(proof: dict[str, Any]) -> str:

@@ -144,7 +144,9 @@ def amount(rule: Rule) -> str:
 
 def _bounds(above: float | None, below: float | None) -> list[str]:
     return [
-        f"{word} {value:g}" for word, value in (("above", above), ("below", below)) if value is not None
+        f"{word} {value:g}"
+        for word, value in (("above", above), ("below", below))
+        if value is not None
     ]
 
 
@@ -167,9 +169,10 @@ def _print(policy: Policy, program: Program, model: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, markup=False)
     shape = f"{program.architecture}, {program.n_layer} blocks, {program.n_embd} wide"
-    console.print(f"[bold]{policy.name}[/] ({policy.mode}) on {model or 'the model of its packs'} ({shape})")
+    where = model or "the model of its packs"
+    console.print(f"{policy.name} ({policy.mode}) on {where} ({shape})", style="bold")
     console.print(f"revision {program.revision}", style="dim")
     console.print(f"program  {program.digest}, {len(program.blob):,} bytes", style="dim")
     if policy.dose_limit is not None:

@@ -23,7 +23,9 @@ GpuLayersOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", "-t", metavar="N", min=1, help="CPU threads.  [default: llama.cpp's]"),
+    typer.Option(
+        "--threads", "-t", metavar="N", min=1, help="CPU threads.  [default: llama.cpp's]"
+    ),
 ]
 ContextOption = Annotated[
     int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Context size in tokens.")

@@ -50,7 +50,7 @@ def print_side_by_side(unsteered: Generation, steered: Generation, program: Prog
 
 def print_report(answer: Generation, program: Program) -> None:
     """What each rule did, on stderr."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     name = program.policy or "no policy"
     revision = program.revision.removeprefix("sha256:")[:12]
     console.print(
