@@ -1,27 +1,111 @@
-"""Random models, packs and runtimes that the exactness tests share."""
+"""What the exactness tests share: random models, packs, runtimes, and a record of every figure."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scope_runtime import Runtime
 from scope_runtime.llama import library
+from tests.support.interventions import Case, Point, make_point, prompt
+from tests.support.policy_files import write_policy
 from tests.support.random_model import SHAPES, RandomModel, make_random_model
 from tests.support.random_pack import RandomPack, make_random_pack
+from tests.support.torch_reference import EMBEDDING
 
 # Before anything imports llama_cpp: the hook's symbols must come first in this process.
 library.load()
 
+BOUND = 1e-3
+"""Largest difference of two logits that counts as equal, in units of the logits' range."""
+
+Equal = Callable[[NDArray[np.float32], NDArray[np.float32], str], None]
+
+POINTS = ("embedding", "first", "middle", "last")
+
+_figures: dict[str, list[float]] = {}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A random model in llama.cpp and in PyTorch, with a pack for it. Prompts are `prompt`'s."""
+
+    model: RandomModel
+    pack: RandomPack
+
+    def layer(self, point: str) -> int:
+        n_layer = self.model.shape.n_layer
+        where = {"embedding": EMBEDDING, "first": 0, "middle": n_layer // 2, "last": n_layer - 1}
+        return where[point]
+
+    def tokens(self, n_tokens: int = 40, seed: int = 0) -> list[int]:
+        return prompt(self.model.shape.n_vocab, n_tokens, seed)
+
+    def point(self, layer: int) -> Point:
+        return make_point(self.model.torch_model, self.pack, layer, self.tokens())
+
+    def policy(self, case: Case, name: str = "policy", mode: str = "enforce") -> Path:
+        path = self.pack.folder / f"{name}.yaml"
+        return write_policy(path, self.pack, case.rules, dose_max=case.dose_max, mode=mode)
+
+    def runtime(self, policy: Path | None = None, *, n_ctx: int = 512, **sizes: int) -> Runtime:
+        return Runtime(self.model.path, policy, n_ctx=n_ctx, n_threads=2, **sizes)
+
 
 @pytest.fixture(scope="session")
-def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RandomModel]:
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
     """One of each architecture, by name."""
-    return {name: make_random_model(name, tmp_path_factory.mktemp(name)) for name in SHAPES}
+    out = {}
+    for name, shape in SHAPES.items():
+        folder = tmp_path_factory.mktemp(name)
+        out[name] = Twin(make_random_model(name, folder), make_random_pack(shape, folder))
+    return out
 
 
 @pytest.fixture(scope="session")
-def random_packs(random_models: dict[str, RandomModel]) -> dict[str, RandomPack]:
-    """A random SAE for each of them, beside the model's file."""
-    return {
-        name: make_random_pack(model.shape, model.path.parent)
-        for name, model in random_models.items()
-    }
+def twin(twins: dict[str, Twin]) -> Twin:
+    """The one that stands for all where the architecture does not matter."""
+    return twins["qwen3"]
+
+
+@pytest.fixture(scope="session")
+def runtimes(twins: dict[str, Twin]) -> Iterator[dict[str, Runtime]]:
+    """A runtime per architecture; tests give each their own policy."""
+    out = {name: twin.runtime() for name, twin in twins.items()}
+    yield out
+    for runtime in out.values():
+        runtime.close()
+
+
+@pytest.fixture
+def equal() -> Equal:
+    """Asserts that logits equal the reference's to `BOUND`, and keeps the figure for the summary."""
+
+    def check(found: NDArray[np.float32], wanted: NDArray[np.float32], what: str) -> None:
+        figure = difference(found, wanted)
+        _figures.setdefault(what, []).append(figure)
+        assert figure <= BOUND, f"{what}: {figure:.2e} of the logits' range"
+
+    return check
+
+
+def difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Largest absolute difference, in units of the wanted logits' range."""
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max() / np.ptp(wanted))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the figures: a test that only says it passed does not say by how much."""
+    if not _figures:
+        return
+    terminalreporter.section("exactness: max |difference| of logits, in units of their range")
+    for what, figures in _figures.items():
+        terminalreporter.line(
+            f"{what:32} {len(figures):4} runs  worst {max(figures):.1e}  (bound {BOUND:.0e})"
+        )
