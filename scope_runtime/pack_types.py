@@ -83,15 +83,15 @@ class PackLayer:
     layer: int
     ids: I64Array
     labels: tuple[str, ...]
-    enc: F32Array
-    enc_bias: F32Array
-    dec: F32Array
+    enc: F32Array = field(repr=False)
+    enc_bias: F32Array = field(repr=False)
+    dec: F32Array = field(repr=False)
     gate: GateKind
     k: int | None = None
-    thresholds: F32Array | None = None
-    stats: PackStats | None = None
-    full_enc: F32Array | None = None
-    full_enc_bias: F32Array | None = None
+    thresholds: F32Array | None = field(default=None, repr=False)
+    stats: PackStats | None = field(default=None, repr=False)
+    full_enc: F32Array | None = field(default=None, repr=False)
+    full_enc_bias: F32Array | None = field(default=None, repr=False)
     d_sae: int | None = None
     notes: tuple[str, ...] = ()
 

@@ -1,0 +1,163 @@
+"""What every reader gives and every writer takes: SAE layers, and the features wanted of them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from scope_runtime.errors import Location, UsageError
+from scope_runtime.files import open_regular, read_exactly
+from scope_runtime.pack_types import F32Array, I64Array
+from scope_runtime.policy.model import EMBEDDING, GateKind
+
+MAX_LIST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRequest:
+    """A feature that somebody wants: a layer (0-based, or `EMBEDDING`), its number there, a label."""
+
+    layer: int
+    id: int
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SaeRows:
+    """Features of one layer, every convention of the SAE folded in.
+
+    Attributes:
+        ids: (n,).
+        enc: (n, width), F32.
+        enc_bias: (n,), F32; ``z = gate(enc @ h + enc_bias)``.
+        dec: directions as stored, (n, width), F32.
+        thresholds: per feature, where the SAE has them, (n,), F32.
+    """
+
+    ids: I64Array
+    enc: F32Array
+    enc_bias: F32Array
+    dec: F32Array
+    thresholds: F32Array | None = None
+
+
+class SaeLayer(Protocol):
+    """One layer of an SAE, still in its file: nothing is read but the rows that are asked for."""
+
+    layer: int
+    width: int
+    d_sae: int
+    gate: GateKind
+    k: int | None
+    file: Path
+
+    def rows(self, ids: I64Array) -> SaeRows:
+        """Some features. Raises PackError if one is not in the SAE or holds a NaN."""
+        ...
+
+    def encoder(self) -> tuple[F32Array, F32Array]:
+        """The whole encoder, folded: (d_sae, width), mapped where the format allows, and (d_sae,)."""
+        ...
+
+
+class SaeSet(Protocol):
+    """The SAEs of a model's layers.
+
+    Attributes:
+        path: folder.
+        kind: the format, in a word.
+        layers: those that are there, ascending.
+        base_model: what the SAEs were trained on, as the publisher names it.
+        n_layer: blocks of that model, if the set says so.
+        files: other files of the set that belong to its provenance: configuration, licence.
+    """
+
+    path: Path
+    kind: str
+    layers: tuple[int, ...]
+    base_model: str | None
+    n_layer: int | None
+    files: tuple[Path, ...]
+
+    def open(self, layer: int) -> SaeLayer:
+        """One layer. Raises PackError if it is not there or cannot be trusted."""
+        ...
+
+
+def parse_feature(text: str) -> FeatureRequest:
+    """A feature from ``LAYER:ID`` or ``LAYER:ID=label``. Raises UsageError."""
+    place, _, label = text.partition("=")
+    layer, colon, id = place.partition(":")
+    number = _layer(layer)
+    if not colon or number is None or not _is_count(id):
+        raise UsageError("cannot read the feature", found=repr(text), expected="LAYER:ID=label")
+    return FeatureRequest(number, int(id), label.strip())
+
+
+def read_features(path: str | Path) -> tuple[FeatureRequest, ...]:
+    """Features from a CSV file with the columns ``layer``, ``id`` and, if wanted, ``label``.
+
+    Raises:
+        UsageError: with file and line.
+    """
+    name = str(path)
+    with open_regular(path, UsageError) as file:
+        raw = bytes(read_exactly(file, 0, MAX_LIST_BYTES + 1))
+    if len(raw) > MAX_LIST_BYTES:
+        raise UsageError("the list of features is too long", location=Location(name))
+    try:
+        rows = list(csv.DictReader(raw.decode("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as reason:
+        raise UsageError("no CSV", location=Location(name), found=str(reason)) from None
+    return tuple(_row(row, Location(name, line)) for line, row in enumerate(rows, start=2))
+
+
+def _row(row: Mapping[str, str | None], location: Location) -> FeatureRequest:
+    missing = [key for key in ("layer", "id") if not row.get(key)]
+    if missing:
+        raise UsageError(
+            f"the column {missing[0]!r} is missing or empty",
+            location=location,
+            expected="the columns layer, id and label",
+        )
+    layer, id = _layer(str(row["layer"])), str(row["id"]).strip()
+    if layer is None or not _is_count(id):
+        found = f"{row['layer']!r}, {row['id']!r}"
+        raise UsageError("no feature", location=location, found=found, expected="two whole numbers")
+    return FeatureRequest(layer, int(id), (row.get("label") or "").strip())
+
+
+def _layer(text: str) -> int | None:
+    text = text.strip()
+    if text == "embedding":
+        return EMBEDDING
+    return int(text) if _is_count(text) else None
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def by_layer(features: tuple[FeatureRequest, ...]) -> dict[int, tuple[FeatureRequest, ...]]:
+    """Features grouped by layer, layers ascending, order within a layer kept.
+
+    Raises:
+        UsageError: a feature is there twice.
+    """
+    seen: set[tuple[int, int]] = set()
+    for each in features:
+        if (each.layer, each.id) in seen:
+            raise UsageError("a feature is asked for twice", found=f"{each.layer}:{each.id}")
+        seen.add((each.layer, each.id))
+    layers = sorted({each.layer for each in features})
+    return {layer: tuple(each for each in features if each.layer == layer) for layer in layers}
+
+
+def ids_of(features: tuple[FeatureRequest, ...]) -> I64Array:
+    """Their numbers, (n,)."""
+    return np.array([each.id for each in features], dtype=np.int64)

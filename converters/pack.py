@@ -1,0 +1,172 @@
+"""From a set of SAEs to a feature pack: the rows that are asked for, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from converters.features import FeatureRequest, SaeLayer, SaeSet, by_layer, ids_of
+from converters.readers.qwen_scope import QwenScopeSet
+from scope_runtime.errors import Location, PackError, UsageError
+from scope_runtime.files import Progress, cached_sha256, open_regular, read_exactly
+from scope_runtime.llama.checks import ModelInfo, check_model
+from scope_runtime.pack_types import FeaturePack, PackLayer, PackModel, layer_name
+from scope_runtime.packs import read_pack, write_pack
+from scope_runtime.policy.model import GateKind
+from scope_runtime.version import __version__
+
+MAX_LICENCE_BYTES = 256 << 10
+
+Report = Callable[[str], Progress | None]
+"""Told what is being done now; gives back whom to tell how far it has come."""
+
+
+def _quiet(_: str) -> None:
+    return None
+
+
+def convert_pack(
+    sae_dir: str | Path,
+    features: Sequence[FeatureRequest],
+    out: str | Path,
+    *,
+    exact_gate_layers: Sequence[int] = (),
+    architecture: str | None = None,
+    model: str | Path | None = None,
+    k: int | None = None,
+    digests: bool = True,
+    report: Report = _quiet,
+) -> FeaturePack:
+    """Make a feature pack of some features of a Qwen-Scope set.
+
+    Args:
+        sae_dir: the set.
+        features: what is wanted; each once.
+        out: the pack to be written, replaced if it exists.
+        exact_gate_layers: layers whose whole encoder goes into the pack, so that the gate is the
+            SAE's own top-k. In the others a ReLU stands in, and the pack says so.
+        architecture: llama.cpp's name of the model, unless ``model`` is given.
+        model: a GGUF file of the model; gives architecture, layers and width, and must fit the set.
+        k: of the top-k, where the set has no configuration.
+        digests: whether to record SHA-256 of the SAE files (each is read once, then remembered).
+        report: told what is being done.
+
+    Returns:
+        The pack, read back from ``out``.
+
+    Raises:
+        PackError: the set or a feature of it cannot be used.
+        UsageError: something must be said that was not.
+    """
+    wanted = by_layer(tuple(features))
+    if not wanted:
+        raise UsageError("no feature is asked for", hint="Name some with --feature LAYER:ID=label")
+    stray = sorted(set(exact_gate_layers) - set(wanted))
+    if stray:
+        raise UsageError(
+            "an exact gate for a layer of which no feature is asked for",
+            found=layer_name(stray[0]),
+            expected="one of " + ", ".join(layer_name(each) for each in wanted),
+        )
+    sae_set = QwenScopeSet(sae_dir, k=k)
+    if sae_set.k is None:
+        raise UsageError(
+            "k of the top-k gate is not known: the set has no config.json, or none with k",
+            location=Location(str(sae_dir)),
+            hint="Give it with --k",
+        )
+    info = check_model(model) if model is not None else None
+    layers: list[PackLayer] = []
+    files: list[Path] = list(sae_set.files)
+    for number, requests in wanted.items():
+        report(f"layer {layer_name(number)}")
+        sae = sae_set.open(number)
+        layers.append(_layer(sae, requests, exact=number in exact_gate_layers))
+        files.append(sae.file)
+    pack_model = _model(sae_set, layers, architecture, info)
+    provenance = _provenance(sae_set)
+    if digests:
+        for file in files:
+            progress = report(f"digest of {file.name}")
+            name = file.name.lower().replace("-", "_")
+            provenance[f"sha256.{name}"] = cached_sha256(file, PackError, progress=progress)
+    report(f"writing {Path(out).name}")
+    write_pack(out, pack_model, layers, provenance)
+    return read_pack(out)
+
+
+def _layer(sae: SaeLayer, requests: tuple[FeatureRequest, ...], *, exact: bool) -> PackLayer:
+    rows = sae.rows(ids_of(requests))
+    full_enc, full_enc_bias = sae.encoder() if exact else (None, None)
+    notes: tuple[str, ...] = ()
+    if not exact:
+        notes = (
+            f"top-{sae.k} gate without the full encoder: relu stands in, and a feature can be "
+            f"active where the SAE would not have chosen it among its {sae.k}",
+        )
+    return PackLayer(
+        layer=sae.layer,
+        ids=rows.ids,
+        labels=tuple(each.label for each in requests),
+        enc=rows.enc,
+        enc_bias=rows.enc_bias,
+        dec=rows.dec,
+        gate=GateKind.TOPK if exact else GateKind.RELU,
+        k=sae.k,
+        full_enc=full_enc,
+        full_enc_bias=full_enc_bias,
+        d_sae=sae.d_sae,
+        notes=notes,
+    )
+
+
+def _model(
+    sae_set: SaeSet, layers: Sequence[PackLayer], architecture: str | None, info: ModelInfo | None
+) -> PackModel:
+    width = layers[0].width
+    if info is None:
+        if architecture is None or sae_set.n_layer is None:
+            what = "architecture" if architecture is None else "number of layers"
+            raise UsageError(
+                f"the model's {what} is not known",
+                location=Location(str(sae_set.path)),
+                hint="Give a GGUF file of the model with --model"
+                + (
+                    ", or its name in llama.cpp with --architecture"
+                    if what == "architecture"
+                    else ""
+                ),
+            )
+        return PackModel(architecture, sae_set.n_layer, width, sae_set.base_model)
+    checks = (
+        ("architecture", architecture, info.architecture),
+        ("number of layers", sae_set.n_layer, info.n_layer),
+        ("width", width, info.n_embd),
+    )
+    for what, found, expected in checks:
+        if found is not None and found != expected:
+            raise PackError(
+                f"the SAEs are not of this model: the {what} differs",
+                location=Location(info.path),
+                found=str(expected),
+                expected=str(found),
+            )
+    return PackModel(info.architecture, info.n_layer, info.n_embd, sae_set.base_model or info.name)
+
+
+def _provenance(sae_set: SaeSet) -> dict[str, str]:
+    provenance = {
+        "source": sae_set.base_model or sae_set.path.resolve().name,
+        "sae.kind": f"{sae_set.kind} topk_sae",
+        "sae.set": sae_set.path.resolve().name,
+        "tool": f"scope-runtime {__version__}",
+    }
+    for file in sae_set.files:
+        if file.name.startswith("LICENSE"):
+            with open_regular(file, PackError) as opened:
+                raw = bytes(read_exactly(opened, 0, MAX_LICENCE_BYTES))
+            text = raw.decode("utf-8", "replace").replace("\r\n", "\n")
+            provenance["licence"] = "".join(
+                each for each in text if each.isprintable() or each in "\n\t"
+            )
+    return provenance

@@ -1,0 +1,215 @@
+"""Qwen-Scope: a folder with ``layer{n}.sae.pt`` for each block n (0-based) and ``config.json``.
+
+``W_enc`` (d_sae, d_model), ``W_dec`` (d_model, d_sae), ``b_enc`` (d_sae,), ``b_dec`` (d_model,);
+``topk(x @ W_enc.T + b_enc, k)`` without subtracting ``b_dec`` and without a ReLU; x is the output
+of block n (``hook_point: resid_post``). A direction is a *column* of ``W_dec``. From the model
+cards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from converters.features import SaeRows
+from converters.readers.torch_file import as_float32, load_tensors
+from scope_runtime.errors import Location, PackError, UsageError
+from scope_runtime.files import open_regular, read_exactly
+from scope_runtime.pack_types import MAX_WIDTH, F32Array, I64Array, check_finite
+from scope_runtime.policy.model import GateKind
+
+KIND = "qwen-scope"
+MAX_CONFIG_BYTES = 1 << 20
+MAX_D_SAE = 1 << 24
+_LAYER_FILE = re.compile(r"layer(0|[1-9][0-9]{0,3})\.sae\.pt")
+_COMPANIONS = ("config.json", "LICENSE", "LICENSE.txt", "LICENSE.md")
+
+
+class QwenScopeSet:
+    """A folder of Qwen-Scope SAEs; see `converters.features.SaeSet`."""
+
+    kind = KIND
+
+    def __init__(self, path: str | Path, *, k: int | None = None) -> None:
+        """Look at the folder and its configuration; SAE files are opened when they are asked for.
+
+        Args:
+            path: the folder.
+            k: of the top-k, for a set whose configuration does not say.
+
+        Raises:
+            PackError: no such folder, none of its files is an SAE, or the configuration is not
+                that of a Qwen-Scope set.
+            UsageError: ``k`` is not the set's own.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise PackError("no such folder", location=Location(str(path)))
+        found = {
+            int(match[1]): file
+            for file in sorted(self.path.iterdir())
+            if (match := _LAYER_FILE.fullmatch(file.name))
+        }
+        if not found:
+            raise PackError(
+                "no SAE in this folder", location=Location(str(path)), expected="layer0.sae.pt …"
+            )
+        self._files = dict(sorted(found.items()))
+        self.layers = tuple(self._files)
+        self.files = tuple(file for name in _COMPANIONS if (file := self.path / name).exists())
+        config = _Config(self.path / "config.json")
+        self.base_model = config.text("base_model")
+        self.n_layer = config.count("num_layers")
+        self.k = config.count("k") or k
+        if k not in (None, self.k):
+            raise UsageError("k differs from the set's own", found=str(k), expected=str(self.k))
+        self._width = config.count("d_model")
+        self._d_sae = config.count("d_sae")
+
+    def open(self, layer: int) -> QwenScopeLayer:
+        """One layer's SAE.
+
+        Raises:
+            PackError: it is not in the set, lies elsewhere, or is damaged.
+        """
+        file = self._files.get(layer)
+        if file is None:
+            raise PackError(
+                f"layer {layer} is not in the set",
+                location=Location(str(self.path)),
+                expected="one of " + ", ".join(map(str, self.layers)),
+            )
+        _check_inside(file, self.path)
+        return QwenScopeLayer(file, layer, self.k, width=self._width, d_sae=self._d_sae)
+
+
+class QwenScopeLayer:
+    """One ``layer{n}.sae.pt``; see `converters.features.SaeLayer`."""
+
+    gate = GateKind.TOPK
+
+    def __init__(
+        self, file: Path, layer: int, k: int | None, *, width: int | None, d_sae: int | None
+    ) -> None:
+        """Map the file and check the shapes, against each other and against the configuration's."""
+        self.file, self.layer, self.k = file, layer, k
+        tensors = load_tensors(file)
+        missing = [name for name in ("W_enc", "W_dec", "b_enc") if name not in tensors]
+        if missing:
+            self._fail(f"{missing[0]} is missing", found=", ".join(sorted(tensors)) or "nothing")
+        self._tensors = tensors
+        shape = tuple(tensors["W_enc"].shape)
+        if len(shape) != 2 or not 1 <= shape[0] <= MAX_D_SAE or not 1 <= shape[1] <= MAX_WIDTH:
+            self._fail(
+                "W_enc has an impossible shape", found=str(shape), expected="(d_sae, d_model)"
+            )
+        self.d_sae, self.width = shape
+        self._expect("W_dec", (self.width, self.d_sae))
+        self._expect("b_enc", (self.d_sae,))
+        if "b_dec" in tensors:
+            self._expect("b_dec", (self.width,))
+        for key, found, expected in (("d_model", self.width, width), ("d_sae", self.d_sae, d_sae)):
+            if expected is not None and found != expected:
+                self._fail(
+                    f"{key} differs from config.json", found=str(found), expected=str(expected)
+                )
+
+    def rows(self, ids: I64Array) -> SaeRows:
+        """Some features: rows of ``W_enc``, columns of ``W_dec``."""
+        wrong = [each for each in ids.tolist() if not 0 <= each < self.d_sae]
+        if wrong:
+            self._fail(
+                "the SAE has no such feature",
+                found=str(wrong[0]),
+                expected=f"0 to {self.d_sae - 1}",
+            )
+        enc = self._take("W_enc", ids, axis=0)
+        bias = self._take("b_enc", ids, axis=0)
+        return SaeRows(ids, enc, bias, np.ascontiguousarray(self._take("W_dec", ids, axis=1).T))
+
+    def encoder(self) -> tuple[F32Array, F32Array]:
+        """``W_enc``, mapped if the file is F32, and ``b_enc``."""
+        parts = [as_float32(self._tensors[name], name, self.file) for name in ("W_enc", "b_enc")]
+        for name, values in zip(("W_enc", "b_enc"), parts, strict=True):
+            self._check_finite(values, name)
+        return parts[0], parts[1]
+
+    def _take(self, name: str, ids: I64Array, *, axis: int) -> F32Array:
+        tensor = self._tensors[name]
+        # One by one: each is a view of the mapped file, so that only what is asked for is read.
+        parts = [as_float32(tensor.select(axis, each), name, self.file) for each in ids.tolist()]
+        values = np.stack(parts, axis=axis).astype(np.float32)
+        self._check_finite(values, name)
+        return values
+
+    def _check_finite(self, values: F32Array, name: str) -> None:
+        try:
+            check_finite(values, name)
+        except PackError as error:
+            error.location = Location(str(self.file))
+            raise
+
+    def _expect(self, name: str, shape: tuple[int, ...]) -> None:
+        found = tuple(self._tensors[name].shape)
+        if found != shape:
+            self._fail(f"{name} has the wrong shape", found=str(found), expected=str(shape))
+
+    def _fail(self, message: str, *, found: str, expected: str | None = None) -> NoReturn:
+        raise PackError(message, location=Location(str(self.file)), found=found, expected=expected)
+
+
+class _Config:
+    """``config.json`` of a set, or nothing where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+        if not path.exists():
+            return
+        with open_regular(path, PackError) as file:
+            raw = bytes(read_exactly(file, 0, MAX_CONFIG_BYTES + 1))
+        try:
+            values = json.loads(raw[:MAX_CONFIG_BYTES])
+        except (ValueError, RecursionError) as reason:
+            self._fail("no JSON", found=str(reason)[:200])
+        if not isinstance(values, dict):
+            self._fail("no JSON object", found=type(values).__name__)
+        self._values = values
+        for key, expected in (("model_type", "topk_sae"), ("hook_point", "resid_post")):
+            if values.get(key, expected) != expected:
+                self._fail(
+                    f"{key} is not Qwen-Scope's", found=repr(values[key])[:80], expected=expected
+                )
+
+    def text(self, key: str) -> str | None:
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, str):
+            self._fail(f"{key} is no text", found=repr(value)[:80])
+        return value
+
+    def count(self, key: str) -> int | None:
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_D_SAE:
+            self._fail(
+                f"{key} is no count", found=repr(value)[:80], expected="a whole number from 1"
+            )
+        return value
+
+    def _fail(self, message: str, *, found: str, expected: str | None = None) -> NoReturn:
+        raise PackError(message, location=Location(str(self.path)), found=found, expected=expected)
+
+
+def _check_inside(file: Path, folder: Path) -> None:
+    """Refuse a link that leads out of the set. The hub's cache links to ``blobs`` beside it."""
+    real, root = file.resolve(), folder.resolve()
+    inside = real.is_relative_to(root)
+    if not inside and root.parent.name == "snapshots":
+        inside = real.is_relative_to(root.parent.parent / "blobs")
+    if not inside:
+        raise PackError("a link that leads out of the set", location=Location(str(file)))
