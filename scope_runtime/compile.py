@@ -26,6 +26,7 @@ def compile_policy(
     *,
     artefacts: Artefacts | None = None,
     control_vector_layers: frozenset[int] = frozenset(),
+    rules: frozenset[str] | None = None,
 ) -> Program:
     """Compiles a policy for one model.
 
@@ -35,6 +36,7 @@ def compile_policy(
         artefacts: opened packs and vectors, when the caller has them.
         control_vector_layers: layers where llama.cpp's control vector is cheaper than the callback (those on a GPU).
             A layer goes there only if nothing at it has to be measured; its dose is then not measured either.
+        rules: names of the rules to keep; all by default.
 
     Raises:
         ScopeError: the policy cannot be carried out on this model; the message says where and why.
@@ -44,6 +46,8 @@ def compile_policy(
     planned = plan(policy, artefacts, shape)
     if policy.mode is Mode.OFF:
         planned = []
+    if rules is not None:
+        planned = [p for p in planned if p.rule.name in rules]
     on_vector = place(planned, policy, control_vector_layers)
     return lay_out(planned, on_vector, policy, artefacts, shape)
 
@@ -71,7 +75,7 @@ def compile_file(path: str, shape: ModelShape) -> Program:
 
 def place(planned: list[PlannedRule], policy: Policy, candidates: frozenset[int]) -> frozenset[int]:
     """Layers that go to llama.cpp's control vector: where it is cheaper and nothing has to be measured."""
-    if not candidates or policy.dose_limit is not None or policy.selector is not None:
+    if not candidates or policy.dose_limit is not None:
         return frozenset()
     eligible = set(candidates) - {EMBEDDING, 0}
     for rule in planned:
@@ -81,7 +85,6 @@ def place(planned: list[PlannedRule], policy: Policy, candidates: frozenset[int]
             and rule.rule.when.positions is None
             and rule.condition is None
             and rule.switched_by is None
-            and rule.rule.rollout is None
             and all(delta.kind == DELTA_ADD for delta in rule.deltas)
         )
         eligible -= {latent.layer for latent in rule.measured}

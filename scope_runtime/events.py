@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from scope_runtime.native.hook import RawEvent, Span
 from scope_runtime.program import Program
@@ -102,12 +102,11 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(NamedTuple):
     """What the engine knows of a running request and the hook does not."""
 
-    request_id: str
     labels: Mapping[str, str]
+    request_id: str
 
 
 class EventReader:

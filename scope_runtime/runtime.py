@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.audit import JsonlLog, MemoryLog
-from scope_runtime.compile import compile_policy
 from scope_runtime.errors import ScopeError
 from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
@@ -22,7 +21,8 @@ from scope_runtime.llama.engine import Engine, Generation, Sampling
 from scope_runtime.llama.probe import Proof
 from scope_runtime.policy.load import load_policy
 from scope_runtime.policy.model import Apply
-from scope_runtime.program import Program, empty_program
+from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource
 from scope_runtime.types import ModelShape
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ class Runtime:
 
     @property
     def program(self) -> Program:
-        """The active program."""
-        return self._engine.active
+        """The whole policy's program; a request may get a part of it (selector, rollout, exceptions)."""
+        return self._engine.source.program
 
     @property
     def proof(self) -> Proof:
@@ -153,20 +153,16 @@ class Runtime:
 
         Atomic: no token sees two policies, and on any ScopeError the old one stays. Both are on record.
         """
-        shape = self.shape
         try:
-            if policy is None:
-                loaded, now = None, True
-                program = empty_program(shape.n_embd, shape.n_layer, shape.architecture)
-            else:
-                loaded = load_policy(policy)
-                now = loaded.apply is Apply.NEXT_TOKEN
-                program = compile_policy(loaded, shape, control_vector_layers=self._offloaded())
-            old = self._engine.active
-            self._engine.swap(program, now=now)
+            loaded = load_policy(policy) if policy is not None else None
+            apply = loaded.apply if loaded is not None else Apply.NEXT_TOKEN
+            source = ProgramSource(loaded, self.shape, control_vector_layers=self._offloaded())
+            old = self._engine.source.program
+            self._engine.use(source, now=apply is Apply.NEXT_TOKEN)
         except ScopeError as error:
             self._record("refused", Kind.POLICY, policy=str(policy), **error.fields())
             raise
+        program = source.program
         self._record(
             "swapped",
             Kind.POLICY,
@@ -177,7 +173,7 @@ class Runtime:
             revision=program.revision,
             previous=old.revision,
             program=program.digest,
-            apply=str(loaded.apply) if loaded else str(Apply.NEXT_TOKEN),
+            apply=str(apply),
             digests={"model": self.model_digest, "packs": dict(program.packs)},
         )
         return program

@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.sampler import Sampler
 from scope_runtime.native.hook import ATTACH_COLUMNS
-from scope_runtime.program import Program, empty_program
+from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource
 
 SEQUENCE = 0
 
@@ -61,6 +63,7 @@ class Generation:
 
 @dataclass(slots=True)
 class _Running:
+    number: int
     request: RequestContext
     n_prompt: int
     events: list[Event] = field(default_factory=list)
@@ -100,10 +103,11 @@ class Engine:
         self._held_prompt = (
             0  # how many of them were some request's prompt, short of its last token
         )
-        self._next_request: Program | None = None
+        self._running: _Running | None = None
         shape = self.context.shape
-        self.active = empty_program(shape.n_embd, shape.n_layer, shape.architecture)
-        self.swap(self.active)
+        self.source = ProgramSource(None, shape)
+        self.active = self.source.program
+        self._swap(self.active)
 
     def close(self) -> None:
         """Waits for the running request, then frees everything."""
@@ -112,16 +116,23 @@ class Engine:
 
     # -- programs
 
-    def swap(self, program: Program, *, now: bool = True) -> None:
-        """Makes a program active between two tokens, or with ``now=False`` before the next request.
+    def use(self, source: ProgramSource, *, now: bool = True) -> None:
+        """Serves requests from ``source`` from here on; with ``now`` the running one too, from its next token.
 
-        All or nothing: HookError leaves the old program active on both planes.
+        All or nothing: HookError leaves the old source in force, on both planes.
         """
         with self.context.lock:
-            if not now and self._turn.locked():
-                self._next_request = program
+            if self._running is None:
+                self._swap(source.program)
+            elif now:
+                self._swap(source.for_request(*self._running.request))
+            self.source = source
+
+    def _swap(self, program: Program) -> None:
+        """Makes a program active between two tokens."""
+        with self.context.lock:
+            if program is self.active and self._programs:
                 return
-            self._next_request = None
             old = self.active
             vectors_change = _planes(program) != _planes(old)
             if vectors_change:
@@ -159,27 +170,34 @@ class Engine:
                 found=f"{len(prompt)} tokens",
                 expected=f"fewer than {self.context.n_ctx}",
             )
-        with self._turn:
-            if self._next_request is not None:
-                self.swap(self._next_request)
-            number = next(self._requests)
-            running = _Running(
-                RequestContext(request_id or f"r{number}-{time.time_ns():x}", dict(labels)),
-                len(prompt),
-            )
-            yield from self._run(running, number, list(prompt), sampling, cancelled)
+        with self._turn, self._request(labels, request_id, len(prompt)) as running:
+            yield from self._run(running, list(prompt), sampling, cancelled)
+
+    @contextmanager
+    def _request(
+        self, labels: Mapping[str, str], request_id: str | None, n_prompt: int
+    ) -> Iterator[_Running]:
+        """Numbers the request and gives it its program; the caller holds the turn."""
+        number = next(self._requests)
+        identity = RequestContext(dict(labels), request_id or f"r{number}-{time.time_ns():x}")
+        with self.context.lock:
+            self._swap(self.source.for_request(*identity))
+            self._running = _Running(number, identity, n_prompt)
+        try:
+            yield self._running
+        finally:
+            self._running = None
 
     def _run(
         self,
         running: _Running,
-        number: int,
         prompt: list[int],
         sampling: Sampling,
         cancelled: Callable[[], bool],
     ) -> Iterator[str | Generation]:
         context, hook = self.context, self.context.live_hook
         reused = self._reuse(prompt)
-        hook.request_begin(SEQUENCE, number, len(prompt))
+        hook.request_begin(SEQUENCE, running.number, len(prompt))
         sampler = Sampler(
             context, sampling.temperature, sampling.seed, sampling.top_k, sampling.top_p
         )
@@ -248,16 +266,25 @@ class Engine:
         if self.active.phase_dependent:
             limit = min(limit, self._held_prompt)
         same = next((i for i in range(limit) if self._held[i] != prompt[i]), limit)
-        for span in hook.spans(SEQUENCE):
+        spans = hook.spans(SEQUENCE)
+        for span in spans:
             program = self._programs.get(span.serial)
             if program is None or program.digest != self.active.digest:
                 same = min(same, span.first)
+        self._forget_programs({span.serial for span in spans})
         if same < len(self._held) and not self.context.forget(SEQUENCE, same):
             same = 0
         if same == 0:
             self.context.forget()
         self._held = self._held[:same]
         return same
+
+    def _forget_programs(self, named: set[int]) -> None:
+        """Lets go of programs that no event and no span can name any more."""
+        with self.context.lock:
+            latest = max(self._programs)
+            for serial in set(self._programs) - named - {latest}:
+                del self._programs[serial]
 
     def _collect(self, running: _Running, spans: tuple[RevisionSpan, ...] = ()) -> None:
         """Takes the hook's events off the ring and hands them to the sink."""
@@ -308,14 +335,12 @@ class Engine:
                 found=str(len(tokens)),
                 expected=f"1 to {self.context.n_ctx}",
             )
-        with self._turn:
-            number = next(self._requests)
-            n = len(tokens) if n_prompt is None else n_prompt
-            running = _Running(RequestContext(f"logits-{number}", dict(labels)), n)
+        n = len(tokens) if n_prompt is None else n_prompt
+        with self._turn, self._request(labels, None, n) as running:
             self.context.forget()
             self._held = []
             hook = self.context.live_hook
-            hook.request_begin(SEQUENCE, number, n)
+            hook.request_begin(SEQUENCE, running.number, n)
             try:
                 return self.context.decode(list(tokens), 0, all_logits=True)
             finally:
