@@ -32,6 +32,7 @@ def semantic_errors(document: Document, parts: Parts) -> Iterator[PolicyError]:
     for path, rule in parts.rules:
         yield from checker.rule(path, rule)
     yield from checker.rule_names()
+    yield from checker.switched_twice()
     yield from checker.switch_cycles()
     for path, exemption in parts.exceptions:
         yield from checker.exemption(path, exemption)
@@ -147,18 +148,20 @@ class _Checker:
         return layers
 
     def _switches(self, path: KeyPath, rule: Rule) -> Iterator[PolicyError]:
-        if not rule.alert:
-            return
-        for index, action in enumerate(self._value((*path, "actions")) or []):
-            if not isinstance(action, dict):
-                continue
-            at, target = (*path, "actions", index, "switch_on"), action["switch_on"]
+        for at, target in self._switch_targets(path, rule):
             if target == rule.name:
                 yield self._error(
                     at, "an alert cannot switch itself on", f'"{target}"', "another rule"
                 )
             else:
                 yield from self._unknown_rule(at, target)
+
+    def _switch_targets(self, path: KeyPath, rule: Rule) -> Iterator[tuple[KeyPath, str]]:
+        """The rules that an alert switches on, and where it says so."""
+        if rule.alert and rule.alert.switch_on:
+            for index, action in enumerate(self._value((*path, "actions"))):
+                if isinstance(action, dict):
+                    yield (*path, "actions", index, "switch_on"), action["switch_on"]
 
     def rule_names(self) -> Iterator[PolicyError]:
         first: dict[str, Location] = {}
@@ -172,6 +175,20 @@ class _Checker:
                     hint=f"The first stands at {first[rule.name]}.",
                 )
             first.setdefault(rule.name, at)
+
+    def switched_twice(self) -> Iterator[PolicyError]:
+        """A rule has one switch: with two alerts it would not be said whether either or both count."""
+        switched_by: dict[str, str] = {}
+        for path, rule in self._parts.rules:
+            for at, target in self._switch_targets(path, rule):
+                if target in switched_by:
+                    yield self._error(
+                        at,
+                        f'a second alert that switches "{target}" on',
+                        f'"{switched_by[target]}" and "{rule.name}"',
+                        "one alert, which may watch a group",
+                    )
+                switched_by.setdefault(target, rule.name)
 
     def switch_cycles(self) -> Iterator[PolicyError]:
         """A ring of alerts that switch each other on: none of them could ever fire."""

@@ -132,9 +132,8 @@ class _Translator:
         found = describe(value, written, typed=kind == "type")
         expected = title or error.schema.get("title", "another value")
         hint = None
-        if kind in ("enum", "const") and isinstance(value, str):
-            options = error.schema.get("enum") or [error.schema["const"]]
-            hint = did_you_mean(value, [str(option) for option in options])
+        if kind == "enum" and isinstance(value, str):
+            hint = did_you_mean(value, [str(option) for option in error.validator_value])
         elif kind == "uniqueItems":
             found = describe(next(item for item in value if value.count(item) > 1))
             expected = "each value once"
