@@ -138,6 +138,13 @@ class QwenScopeLayer:
             self._check_finite(values, name)
         return parts[0], parts[1]
 
+    def tensors(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        """Name, shape and type of every tensor in the file."""
+        return tuple(
+            (name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in sorted(self._tensors.items())
+        )
+
     def _take(self, name: str, ids: I64Array, *, axis: int) -> F32Array:
         tensor = self._tensors[name]
         # One by one: each is a view of the mapped file, so that only what is asked for is read.
