@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scope_runtime import Runtime
 from scope_runtime.llama import library
+from scope_runtime.runtime import Runtime
 from tests.support.interventions import Case, Point, make_point, prompt
 from tests.support.policy_files import write_policy
 from tests.support.random_model import SHAPES, RandomModel, make_random_model
@@ -53,8 +53,23 @@ class Twin:
         path = self.pack.folder / f"{name}.yaml"
         return write_policy(path, self.pack, case.rules, dose_max=case.dose_max, mode=mode)
 
-    def runtime(self, policy: Path | None = None, *, n_ctx: int = 512, **sizes: int) -> Runtime:
-        return Runtime(self.model.path, policy, n_ctx=n_ctx, n_threads=2, **sizes)
+    def runtime(
+        self,
+        policy: Path | None = None,
+        *,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+    ) -> Runtime:
+        return Runtime(
+            self.model.path,
+            policy,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=2,
+            use_extra_bufts=False,
+        )
 
 
 @pytest.fixture(scope="session")

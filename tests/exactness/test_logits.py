@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scope_runtime import Runtime
+from scope_runtime.runtime import Runtime
 from tests.exactness.conftest import BOUND, POINTS, Equal, Twin, difference
 from tests.support.interventions import CASES, N_PROMPT, Case
 from tests.support.plain_llama import PlainLlama

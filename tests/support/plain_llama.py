@@ -1,11 +1,14 @@
 """llama.cpp without Scope Runtime: the oracle for "bit-identical to no hook", and its own vectors.
 
-Talks to `llama_cpp`'s low-level interface alone, so that nothing of the runtime can be in the way.
+Talks to `llama_cpp`'s low-level interface alone, so that nothing of the runtime can be in the way. Run
+as a program it decodes in a process that has never loaded the hook: ``python -m
+tests.support.plain_llama model.gguf out.npy 3 1 4 1 5``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +62,7 @@ class PlainLlama:
         self._ctx = llama_cpp.llama_init_from_model(self._model, params)
         if not self._ctx:
             raise RuntimeError("llama.cpp makes no context")
+        self._memory = llama_cpp.llama_get_memory(self._ctx)
         self.n_embd: int = llama_cpp.llama_model_n_embd(self._model)
         self.n_layer: int = llama_cpp.llama_model_n_layer(self._model)
         vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -94,11 +98,11 @@ class PlainLlama:
         if status != 0:
             raise RuntimeError(f"llama_set_adapter_cvec: {status}")
 
-    def clear(self) -> None:
-        self._api.llama_memory_clear(self._api.llama_get_memory(self._ctx), True)
+    # -- decode
 
-    def decode(self, columns: Sequence[Column]) -> Logits:
-        """Decodes one batch; logits of every column, (n_columns, n_vocab)."""
+    def decode(self, columns: Sequence[Column], wanted: Sequence[int] | None = None) -> Logits:
+        """Decodes one batch; logits of the wanted columns (default: all), (n_wanted, n_vocab)."""
+        wanted = range(len(columns)) if wanted is None else wanted
         batch = self._api.llama_batch_init(len(columns), 0, 1)
         try:
             batch.n_tokens = len(columns)
@@ -107,18 +111,54 @@ class PlainLlama:
                 batch.pos[i] = column.position
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = column.sequence
-                batch.logits[i] = 1
+                batch.logits[i] = int(i in wanted)
             status = self._api.llama_decode(self._ctx, batch)
         finally:
             self._api.llama_batch_free(batch)
         if status != 0:
             raise RuntimeError(f"llama_decode: {status}")
-        pointer = self._api.llama_get_logits(self._ctx)
-        return np.ctypeslib.as_array(pointer, (len(columns), self.n_vocab)).copy()
+        rows = [self._api.llama_get_logits_ith(self._ctx, i) for i in wanted]
+        return np.stack([np.ctypeslib.as_array(row, (self.n_vocab,)).copy() for row in rows])
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        """Logits at every position of a fresh sequence, in batches of n_batch."""
-        self.clear()
-        columns = [Column(token, position) for position, token in enumerate(tokens)]
+    def extend(self, tokens: Sequence[int], first_position: int, sequence: int = 0) -> Logits:
+        """Decodes tokens of one sequence in batches of n_batch; logits of every one."""
+        columns = [Column(t, first_position + i, sequence) for i, t in enumerate(tokens)]
         starts = range(0, len(columns), self._n_batch)
         return np.concatenate([self.decode(columns[i : i + self._n_batch]) for i in starts])
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        """Logits at every position of a fresh sequence."""
+        self.clear()
+        return self.extend(tokens, 0)
+
+    # -- memory
+
+    def clear(self) -> None:
+        self._api.llama_memory_clear(self._memory, True)
+
+    def forget(self, sequence: int, first: int, end: int = -1) -> None:
+        if not self._api.llama_memory_seq_rm(self._memory, sequence, first, end):
+            raise RuntimeError("llama_memory_seq_rm")
+
+    def shift(self, sequence: int, first: int, end: int, delta: int) -> None:
+        self._api.llama_memory_seq_add(self._memory, sequence, first, end, delta)
+
+    def copy(self, source: int, target: int, first: int = 0, end: int = -1) -> None:
+        self._api.llama_memory_seq_cp(self._memory, source, target, first, end)
+
+    def save(self, sequence: int) -> bytes:
+        size = self._api.llama_state_seq_get_size(self._ctx, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(
+            buffer[: self._api.llama_state_seq_get_data(self._ctx, buffer, size, sequence)]
+        )
+
+    def restore(self, sequence: int, state: bytes) -> None:
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not self._api.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence):
+            raise RuntimeError("llama_state_seq_set_data")
+
+
+if __name__ == "__main__":
+    with PlainLlama(Path(sys.argv[1])) as llama:
+        np.save(sys.argv[2], llama.logits([int(token) for token in sys.argv[3:]]))
