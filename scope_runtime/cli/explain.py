@@ -156,7 +156,7 @@ def _when(when: When) -> list[str]:
         parts.append(f"in the {when.phase}")
     if when.positions is not None:
         first, last = when.positions.first, when.positions.last
-        span = f"{'' if first is None else first} to {'' if last is None else last}".strip()
+        span = f"from {0 if first is None else first}" + ("" if last is None else f" to {last}")
         parts.append(f"at positions {span} of the {when.positions.of}")
     if when.condition is not None:
         condition = when.condition

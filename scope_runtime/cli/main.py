@@ -13,9 +13,7 @@ from typing import Annotated
 
 import typer
 
-from scope_runtime.cli.doctor import doctor
-from scope_runtime.cli.explain import explain
-from scope_runtime.cli.run import run as run_model
+from scope_runtime.cli.commands import LazyGroup
 from scope_runtime.errors import ScopeError
 from scope_runtime.version import __version__
 
@@ -24,6 +22,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="scope",
+    cls=LazyGroup,
     no_args_is_help=True,
     # Plain help: it opens three times as fast, and keeps its examples as they are written.
     rich_markup_mode=None,
@@ -58,11 +57,6 @@ def _root(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
-
-
-app.command("run")(run_model)
-app.command("explain")(explain)
-app.command("doctor")(doctor)
 
 
 def run() -> None:

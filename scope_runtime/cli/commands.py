@@ -1,0 +1,59 @@
+"""The list of sub-commands. Each is imported only when it is called, so that ``scope --help`` opens at once."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command lives: a function of the module, or ``app``, a Typer with commands of its own."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "check": Entry("check", "check", "Check policies: format, names, files."),
+    "explain": Entry("explain", "explain", "Print what a policy compiles to on a model."),
+    "run": Entry("run", "run", "Generate an answer under a policy."),
+    "convert": Entry("convert", "app", "Turn SAE files into feature packs."),
+    "doctor": Entry("doctor", "doctor", "Say what works here, and prove the layer numbering."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A command group that is a table of names until one of them is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = COMMANDS.get(cmd_name)
+        return None if entry is None else load(cmd_name, entry)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def load(name: str, entry: Entry) -> Any:
+    """The command as typer runs it."""
+    found = getattr(importlib.import_module(f"scope_runtime.cli.{entry.module}"), entry.attribute)
+    if isinstance(found, typer.Typer):
+        group = typer.main.get_command(found)
+        group.name = name
+        return group
+    single = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    single.command(name)(found)
+    return typer.main.get_command(single)
