@@ -235,9 +235,7 @@ class _Checker:
         expected = None
         if not hint:
             expected = (
-                f"one of {listed(self._known)}"
-                if self._known
-                else "a name in spec.features, which names none"
+                listed(self._known) if self._known else "a name in spec.features, which names none"
             )
         return self._error(path, f'unknown feature "{name}"', None, expected, hint)
 
@@ -246,7 +244,7 @@ class _Checker:
         if name not in self._rules and self._parts.all_rules:
             names = list(self._rules)
             hint = did_you_mean(name, names)
-            expected = None if hint else f"one of {listed(names)}"
+            expected = None if hint else listed(names)
             yield self._error(path, f'unknown rule "{name}"', None, expected, hint)
 
     def _value(self, path: KeyPath) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -112,9 +113,13 @@ def _trouble(root: str, name: str) -> tuple[str, str, str] | None:
             )
         status = path.stat()
     except FileNotFoundError:
-        return "no such file", name, f"a file in {root or '.'}"
+        return "no such file", f"nothing at {path}", "a file"
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        # Before Python 3.13 a loop of links is a RuntimeError with words of its own.
+        loop = isinstance(error, RuntimeError)
+        reason = (
+            os.strerror(errno.ELOOP) if loop else getattr(error, "strerror", None) or str(error)
+        )
         return "the file cannot be read", f"{name}: {reason}", "a readable file"
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "neither file nor directory"

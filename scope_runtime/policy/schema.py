@@ -95,11 +95,17 @@ class _Translator:
         self._unmet: list[tuple[set[str], Finding]] = []  # missing keys, any of which would do
 
     def findings(self) -> list[Finding]:
-        """A missing key that is only misspelt is reported as the misspelt key, not twice."""
+        """One slip, one finding.
+
+        A missing key that is only misspelt is reported as the misspelt key, and keys that want a
+        partner are not reported where the choice of partners is still to be made.
+        """
+        choices = {(f.path, name) for names, f in self._unmet if len(names) > 1 for name in names}
         unmet = {
             str(finding.error): finding
             for names, finding in self._unmet
             if not any((finding.path, name) in self._meant for name in names)
+            and (len(names) > 1 or (finding.path, *names) not in choices)
         }
         return [*self._values.values(), *self._keys.values(), *unmet.values()]
 
@@ -129,11 +135,13 @@ class _Translator:
 
     def _value(self, error: _Error, path: KeyPath, title: str | None) -> None:
         kind, value, written = str(error.validator), error.instance, self._document.marks[path].text
-        found = describe(value, written, typed=kind == "type")
+        found: str | None = describe(value, written, typed=kind == "type")
         expected = title or error.schema.get("title", "another value")
         hint = None
         if kind == "enum" and isinstance(value, str):
             hint = did_you_mean(value, [str(option) for option in error.validator_value])
+        elif kind in ("minItems", "minProperties"):
+            found = None
         elif kind == "uniqueItems":
             found = describe(next(item for item in value if value.count(item) > 1))
             expected = "each value once"
@@ -209,6 +217,8 @@ class _Translator:
                     self._missing({partner}, path, message, None, where, key)
 
     def _choice_of_keys(self, error: _Error, path: KeyPath, choices: list[str]) -> None:
+        if not isinstance(error.instance, dict):
+            return  # its type is wrong, which is said already
         present = [key for key in error.instance if key in choices]
         count = "exactly one of " if error.validator == "oneOf" else ""
         expected = count + listed(choices)

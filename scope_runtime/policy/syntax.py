@@ -58,6 +58,7 @@ def syntax_error(error: yaml.MarkedYAMLError, file: str) -> PolicyErrors:
             said, hint = f"not YAML: {words}", advice
             break
     if error.context_mark and mark and error.context_mark.line != mark.line:
-        opened = f"It belongs to line {error.context_mark.line + 1}."
+        what = "The block around it" if "does not fit" in said else "It"
+        opened = f"{what} begins at line {error.context_mark.line + 1}."
         hint = f"{hint} {opened}" if hint else opened
     return fatal(said, where, None, None, hint)

@@ -51,6 +51,7 @@ def quotes_advice(value: Any, written: str | None, wanted: dict[str, Any]) -> st
     """Advice for the commonest slip: quotes that are missing, or that should not be there."""
     if wanted.get("type") == "string" and isinstance(value, (bool, int, float)) and written:
         fits = "const" not in wanted and matches(wanted.get("pattern", ""), written)
+        fits = fits and written in wanted.get("enum", [written])
         return f'Put it in quotes: "{written}".' if fits else None
     if wanted.get("type") in ("number", "integer") and isinstance(value, str):
         return "Remove the quotes." if re.fullmatch(r"[-+]?[0-9.]+", value) else None

@@ -21,7 +21,7 @@ from scope_runtime.policy.words import cut
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 
 KeyPath = tuple[str | int, ...]
 
@@ -32,6 +32,7 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _TAGGED = {"int": (int,), "float": (int, float), "bool": (bool,), "null": (type(None),)}
 _NON_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_BEYOND_UNICODE = re.compile(r"\\U(?!000|0010)[0-9a-fA-F]{8}")
 _UNWANTED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -127,16 +128,25 @@ def _build(builder: _Builder, text: str, file: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise syntax_error(error, file) from None
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        where = Location(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        where = _location(file, text, error.position)
         found = f"U+{ord(text[error.position]):04X}"
         raise fatal(
             "a character that YAML does not allow", where, found, "printable text"
         ) from None
     except (ValueError, OverflowError):  # PyYAML calls chr() on any \U escape
+        escape = _BEYOND_UNICODE.search(text)
+        where = _location(file, text, escape.start()) if escape else Location(file)
         raise fatal(
-            "an escape that names no character", Location(file), None, "at most \\U0010FFFF"
+            "an escape that names no character",
+            where,
+            escape[0] if escape else None,
+            "at most \\U0010FFFF",
         ) from None
+
+
+def _location(file: str, text: str, index: int) -> Location:
+    before = text[:index]
+    return Location(file, before.count("\n") + 1, index - before.rfind("\n"))
 
 
 class _Builder:
