@@ -1,0 +1,225 @@
+"""The runtime's promises: atomic policies, every request on record, clean ends, several at once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scope_runtime import Runtime, ScopeError
+from scope_runtime.llama import library
+from scope_runtime.llama.engine import Generation
+from tests.conftest import Tiny
+
+library.load()
+PROMPT = [5, 17, 33, 80, 41, 60, 77]
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny: Tiny) -> Runtime:
+    with Runtime(tiny.model, tiny.policy, n_ctx=256, n_threads=1) as open_runtime:
+        yield open_runtime
+
+
+def policy(tiny: Tiny, name: str, **changes: str) -> Path:
+    """The tiny policy with parts of its text replaced."""
+    text = tiny.policy.read_text()
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    path = tiny.policy.with_name(f"{name}.yaml")
+    path.write_text(text)
+    return path
+
+
+def test_greedy_answers_are_the_same_twice_and_steering_changes_them(tiny: Tiny) -> None:
+    with Runtime(tiny.model, tiny.policy, n_ctx=256, n_threads=1) as rt:
+        first = rt.generate(PROMPT, max_tokens=20, temperature=0.0)
+        again = rt.generate(PROMPT, max_tokens=20, temperature=0.0)
+        rt.set_policy(None)
+        unsteered = rt.generate(PROMPT, max_tokens=20, temperature=0.0)
+    assert first.tokens == again.tokens
+    assert again.n_reused > 0
+    assert unsteered.n_reused == 0
+    assert not np.array_equal(first.tokens, unsteered.tokens)
+
+
+def test_a_seed_draws_the_same_answer(runtime: Runtime) -> None:
+    answers = [runtime.generate(PROMPT, max_tokens=12, seed=3).tokens for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert runtime.generate(PROMPT, max_tokens=12, seed=4).tokens != answers[0]
+
+
+def test_a_request_leaves_one_record_per_rule_and_one_of_its_own(runtime: Runtime) -> None:
+    answer = runtime.generate(
+        PROMPT, max_tokens=8, temperature=0.0, labels={"tenant": "acme"}, request_id="q-1"
+    )
+    rules = {e.rule: e for e in answer.report if e.what == "rule"}
+    assert set(rules) == {"quiet", "push", "watch"}
+    n_computed = len(PROMPT) + len(answer.tokens) - 1  # the last answer token is never decoded
+    assert rules["quiet"].detail["n_tokens"] == n_computed
+    # Phase generation starts at the last prompt token: as many columns as answer tokens.
+    assert rules["push"].detail["n_tokens"] == len(answer.tokens)
+    assert rules["push"].detail["dose"]["mean"] == pytest.approx(0.5, rel=1e-4)
+    summary = answer.report[-1]
+    assert summary.what == "summary"
+    assert summary.request_id == "q-1"
+    assert summary.labels == {"tenant": "acme"}
+    assert summary.detail["finish_reason"] == answer.finish_reason
+    revision = runtime.program.revision
+    assert [(s.revision, s.from_position) for s in answer.revisions] == [(revision, 0)]
+
+
+def test_a_stream_yields_the_text_and_then_the_generation(runtime: Runtime) -> None:
+    *pieces, last = runtime.generate(PROMPT, max_tokens=10, temperature=0.0, stream=True)
+    assert isinstance(last, Generation)
+    assert "".join(pieces) == last.text
+
+
+def test_an_abandoned_stream_frees_the_runtime(runtime: Runtime) -> None:
+    stream = runtime.generate(PROMPT, max_tokens=50, temperature=0.0, stream=True)
+    next(stream)
+    stream.close()
+    assert runtime.events()[-1].detail["finish_reason"] == "cancelled"
+    assert runtime.generate(PROMPT, max_tokens=2, temperature=0.0).finish_reason == "length"
+
+
+def test_cancelled_is_asked_before_each_token(runtime: Runtime) -> None:
+    asked = iter([False, False, True])
+    answer = runtime.generate(PROMPT, max_tokens=50, seed=1, cancelled=lambda: next(asked))
+    assert (answer.finish_reason, len(answer.tokens)) == ("cancelled", 2)
+
+
+@pytest.mark.parametrize("bad", ["missing", "broken", "misfit"])
+def test_a_policy_that_does_not_load_changes_nothing(tiny: Tiny, bad: str) -> None:
+    path = {
+        "missing": lambda: tiny.policy.with_name("nothing-here.yaml"),
+        "broken": lambda: policy(tiny, "broken", a=("mute: [one, two]", "mute: [one, tow]")),
+        "misfit": lambda: policy(tiny, "misfit", a=("layer: 2, id: 5", "layer: 2, id: 999999")),
+    }[bad]()
+    with Runtime(tiny.model, tiny.policy, n_ctx=256, n_threads=1) as rt:
+        before = rt.logits(PROMPT)
+        revision = rt.program.revision
+        with pytest.raises(ScopeError):
+            rt.set_policy(path)
+        assert rt.program.revision == revision
+        assert np.array_equal(rt.logits(PROMPT), before)
+        refused = [e for e in rt.events() if e.what == "refused"]
+        assert refused[-1].detail["policy"] == str(path)
+
+
+def test_a_policy_that_does_not_load_at_the_start_is_an_error(tiny: Tiny) -> None:
+    with pytest.raises(ScopeError):
+        Runtime(tiny.model, tiny.policy.with_name("nothing-here.yaml"), n_ctx=256)
+
+
+def test_a_reload_reaches_the_running_answer_at_its_next_token(tiny: Tiny) -> None:
+    other = policy(tiny, "other", a=("alpha: 0.5", "alpha: 0.1"))
+    with Runtime(tiny.model, tiny.policy, n_ctx=256, n_threads=1) as rt:
+        old = rt.program.revision
+        stream = rt.generate(PROMPT, max_tokens=12, seed=0, stream=True)
+        seen = next(stream)
+        new = rt.set_policy(other).revision
+        *_, answer = stream
+        assert seen
+        assert isinstance(answer, Generation)
+        assert [s.revision for s in answer.revisions] == [old, new]
+        assert answer.revisions[1].from_position >= len(PROMPT)
+        # Its KV is mixed: what the old policy computed is not reused under the new one.
+        fresh = rt.generate(PROMPT, max_tokens=12, temperature=0.0)
+        assert fresh.n_reused == 0
+        assert [s.revision for s in fresh.revisions] == [new]
+
+
+def test_apply_next_request_leaves_the_running_answer_alone(tiny: Tiny) -> None:
+    other = policy(tiny, "patient", a=("spec:\n", "spec:\n  apply: next-request\n"))
+    with Runtime(tiny.model, tiny.policy, n_ctx=256, n_threads=1) as rt:
+        old = rt.program.revision
+        stream = rt.generate(PROMPT, max_tokens=12, seed=0, stream=True)
+        next(stream)
+        new = rt.set_policy(other).revision
+        *_, answer = stream
+        assert isinstance(answer, Generation)
+        assert [s.revision for s in answer.revisions] == [old]
+        after = rt.generate(PROMPT, max_tokens=2, seed=0)
+        assert [s.revision for s in after.revisions] == [new]
+
+
+ABORT = ("above: -1.0}", "above: -1.0, for: 3 tokens, actions: [log, abort]}")
+
+
+def test_abort_ends_the_answer_with_its_own_reason(tiny: Tiny) -> None:
+    path = policy(tiny, "abort", a=ABORT, b=("two: {pack", "two: {gate: none, pack"))
+    path.write_text(path.read_text().replace("above: -1.0", "above: -1e9"))
+    with Runtime(tiny.model, path, n_ctx=256, n_threads=1) as rt:
+        for _ in range(
+            2
+        ):  # the second time the prompt comes from the cache, and must abort all the same
+            answer = rt.generate(PROMPT, max_tokens=50, seed=0)
+            assert (answer.finish_reason, answer.tokens) == ("abort", ())
+            fired = [e for e in answer.report if e.what == "firing"]
+            assert [(e.rule, e.detail["position"]) for e in fired] == [("watch", 2)]
+
+
+def test_requests_from_many_threads_take_turns(runtime: Runtime) -> None:
+    alone = [runtime.generate([*PROMPT, n], max_tokens=6, temperature=0.0).tokens for n in range(4)]
+    together: dict[int, tuple[int, ...]] = {}
+
+    def ask(n: int) -> None:
+        together[n] = runtime.generate([*PROMPT, n], max_tokens=6, temperature=0.0).tokens
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[n] for n in range(4)] == alone
+
+
+def test_two_runtimes_side_by_side_do_not_see_each_other(tiny: Tiny) -> None:
+    with (
+        Runtime(tiny.model, tiny.policy, n_ctx=128, n_threads=1) as steered,
+        Runtime(tiny.model, n_ctx=128, n_threads=1) as plain,
+    ):
+        one, other = steered.logits(PROMPT), plain.logits(PROMPT)
+        assert np.array_equal(steered.logits(PROMPT), one)
+        assert np.array_equal(plain.logits(PROMPT), other)
+        assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 256])
+def test_a_prompt_that_cannot_be_answered_is_refused(runtime: Runtime, prompt: list[int]) -> None:
+    with pytest.raises(ScopeError):
+        runtime.generate(prompt)
+    assert runtime.generate(PROMPT, max_tokens=1).tokens
+
+
+def test_the_answer_stops_where_the_context_ends(runtime: Runtime) -> None:
+    answer = runtime.generate(PROMPT, max_tokens=10_000, seed=0)
+    if answer.finish_reason == "length":
+        assert len(PROMPT) + len(answer.tokens) == 256
+
+
+def test_everything_is_in_the_audit_file_before_the_answer_is_returned(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    log = tmp_path / "audit" / "log.jsonl"
+    with Runtime(tiny.model, tiny.policy, audit=log, n_ctx=128, n_threads=1) as rt:
+        answer = rt.generate(PROMPT, max_tokens=3, temperature=0.0, request_id="x")
+        with pytest.raises(ScopeError):
+            rt.set_policy(tmp_path / "none.yaml")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        rt.set_policy(None)
+    whats = [(line["kind"], line["what"]) for line in lines]
+    assert whats[:2] == [("runtime", "start"), ("policy", "swapped")]
+    assert whats[-1] == ("policy", "refused")
+    assert [line for line in lines if line.get("request_id") == "x"] == [
+        e.record() for e in answer.report
+    ]
+    for line in lines:
+        assert line["v"] == 1
+        assert line["digests"]["model"].startswith("sha256:")
+    assert log.stat().st_mode & 0o777 == 0o600
