@@ -22,7 +22,7 @@ typedef struct scope_program scope_program;
 
 enum scope_status_code {
   SCOPE_OK = 0,
-  SCOPE_E_INVALID = -1,  /* the bytes or arguments are not what they should be */
+  SCOPE_E_INVALID = -1, /* the bytes or arguments are not what they should be */
   SCOPE_E_MEMORY = -2,
   SCOPE_E_MISMATCH = -3, /* width or layers do not fit the hook's model */
   SCOPE_E_MISSING = -4,  /* a symbol or attach point is not to be had */
@@ -30,7 +30,8 @@ enum scope_status_code {
 };
 
 uint32_t scope_abi_version(void);
-const char * scope_build_info(void); /* compiler, and the kernel variant chosen for this CPU ("avx512", "avx2", "neon", "generic") */
+/* Compiler, and the kernel variant chosen for this CPU: "avx512", "avx2", "neon" or "generic". */
+const char * scope_build_info(void);
 
 /* -- programs ------------------------------------------------------------------------------------------------- */
 
@@ -43,7 +44,8 @@ void scope_program_free(scope_program * program);
 
 /* A hook for a model of n_layer blocks and width n_embd. Needs no llama.cpp: driven by hand through
  * scope_hook_columns and scope_hook_residual it is also the dry run and the offline replay. */
-int scope_hook_new(uint32_t n_embd, uint32_t n_layer, uint32_t ring_events, scope_hook ** out, char * err, size_t err_bytes);
+int scope_hook_new(uint32_t n_embd, uint32_t n_layer, uint32_t ring_events, scope_hook ** out, char * err,
+                   size_t err_bytes);
 /* The context must be gone (or its callback cleared) before. */
 void scope_hook_free(scope_hook * hook);
 
@@ -60,6 +62,10 @@ uint64_t scope_hook_acknowledged(const scope_hook * hook);
 /* Handles (dlopen) of the libllama and libggml-base that are already mapped; finds the functions the hook needs in
  * them. Call once per process, before the first context is made. [any, once] */
 int scope_attach(void * libllama, void * libggml_base, char * err, size_t err_bytes);
+
+/* Takes the first context made without the hook's callback, chaining the callback that its owner set: an unmodified
+ * llama_cpp.Llama or llama-server. One context at a time, until it is freed; NULL: none from now on. [any] */
+int scope_attach_default(scope_hook * hook);
 
 enum scope_attach_bits {
   SCOPE_ATTACH_CALLBACK = 1u << 0, /* set_eval_callback seen through our symbol */
@@ -81,7 +87,8 @@ void scope_hook_chain(scope_hook * hook, void * cb_eval, void * user_data);
 int scope_hook_expect_columns(scope_hook * hook, uint32_t n, const int32_t * tokens, const int32_t * pos,
                               const int32_t * seq, const int8_t * output);
 
-/* The embedding hook point's node ("embd", "inp_scaled", "model.input_embed"), or NULL for none. Unsteerable until set. */
+/* Name of the embedding hook point's node ("embd", "inp_scaled", "model.input_embed"), or NULL. Unsteerable until set.
+ */
 int scope_hook_embedding_node(scope_hook * hook, const char * name);
 
 /* Names of nodes seen by the callback since the last call with reset, for probing: writes up to n_bytes of
@@ -96,7 +103,8 @@ size_t scope_hook_names(const scope_hook * hook, char * out, size_t n_bytes);
 int scope_hook_columns(scope_hook * hook, uint32_t n, const int32_t * tokens, const int32_t * pos, const int32_t * seq,
                        const int8_t * output);
 /* Runs the current program at one hook point on (n_rows, n_embd) row-major residuals, in place. n_rows must be the
- * ubatch's columns, or its output columns (last block). Returns 1 if anything was changed, 0 if not, < 0 on error. [decode] */
+ * ubatch's columns, or its output columns (last block). Returns 1 if anything was changed, 0 if not, < 0 on error.
+ * [decode] */
 int scope_hook_residual(scope_hook * hook, int32_t layer, float * h, uint32_t n_rows);
 /* Closes the ubatch: commits its measurements to the sequences. Implied by the next ubatch, a memory call or a request
  * call; the engine calls it after each decode. [decode] */
@@ -104,8 +112,9 @@ void scope_hook_end_ubatch(scope_hook * hook);
 
 /* -- requests ------------------------------------------------------------------------------------------------------ */
 
-/* Columns of sequences without an open request are neither steered nor counted (warm-up, encode, other users).
- * Tokens already in the sequence (a reused prefix) keep their measurements and count for this request. [decode] */
+/* n_prompt counts from position 0. Columns of sequences without an open request are neither steered nor counted
+ * (warm-up, encode, other users). Tokens already in the sequence (a reused prefix) keep their measurements and count
+ * for this request. [decode] */
 int scope_request_begin(scope_hook * hook, int32_t seq, uint64_t request_id, int32_t n_prompt);
 /* Publishes the alerts still held back, one SUMMARY event a (program, rule), then REQUEST_END. [decode] */
 int scope_request_end(scope_hook * hook, int32_t seq);
@@ -115,13 +124,16 @@ typedef struct {
   uint32_t abort_rule;   /* the alert rule that asked, or SCOPE_NONE: the dose limit */
   uint64_t abort_serial; /* program that the rule index belongs to */
   int32_t abort_position;
-  uint32_t n_firing;     /* alert rules firing at the last committed token */
+  uint32_t n_firing; /* alert rules firing at the last committed token */
 } scope_request_state;
 int scope_request_status(scope_hook * hook, int32_t seq, scope_request_state * out);
 
 /* Under which programs the sequence's KV was computed: runs of equal serial over positions, ascending. Returns how
  * many there are (may exceed max). Positions restored from a saved state carry serial UINT64_MAX: unknown. [decode] */
-typedef struct { int32_t from_position, to_position; uint64_t serial; } scope_span; /* to is exclusive */
+typedef struct {
+  int32_t from_position, to_position;
+  uint64_t serial;
+} scope_span; /* to is exclusive */
 size_t scope_sequence_spans(scope_hook * hook, int32_t seq, scope_span * out, size_t max);
 
 /* Measurements of one token position of a sequence: activation and dose per rule (NaN where not measured), for tests,
@@ -130,11 +142,17 @@ size_t scope_sequence_measured(scope_hook * hook, int32_t seq, int32_t position,
                                uint8_t * fired, size_t max);
 
 /* -- memory -------------------------------------------------------------------------------------------------------- */
-/* The hook also exports llama_memory_clear, _seq_rm, _seq_cp, _seq_keep, _seq_add, _seq_div and llama_state_seq_set_data,
- * llama_state_seq_set_data_ext, llama_state_set_data under their own names: each notes the change for the hook bound to
- * that memory and calls the real one. Embedded engines call these exports; preloaded, they interpose. The notes alone: */
+/* A removal that reaches a sequence's last position takes its tokens back: their measurements, alerts not yet published
+ * and abort are gone. One from the middle (context shift) lets them leave the KV but not the request's record. A shift
+ * of the last position, once the answer has begun, moves where the answer counts from. So end a request before its
+ * sequence is cleared.
+ *
+ * The hook also exports llama_memory_clear, _seq_rm, _seq_cp, _seq_keep, _seq_add, _seq_div and
+ * llama_state_seq_set_data, llama_state_seq_set_data_ext, llama_state_set_data, llama_state_load_file,
+ * llama_state_seq_load_file under their own names: each notes the change for the hook bound to that memory and calls
+ * the real one. Embedded engines call these exports; preloaded, they interpose. The notes alone: */
 void scope_memory_clear(scope_hook * hook);
-void scope_memory_seq_rm(scope_hook * hook, int32_t seq, int32_t p0, int32_t p1);  /* seq < 0: all; p < 0: open */
+void scope_memory_seq_rm(scope_hook * hook, int32_t seq, int32_t p0, int32_t p1); /* seq < 0: all; p < 0: open */
 void scope_memory_seq_cp(scope_hook * hook, int32_t src, int32_t dst, int32_t p0, int32_t p1);
 void scope_memory_seq_keep(scope_hook * hook, int32_t seq);
 void scope_memory_seq_add(scope_hook * hook, int32_t seq, int32_t p0, int32_t p1, int32_t delta);
@@ -147,25 +165,25 @@ enum scope_event_kind {
   SCOPE_EVENT_ALERT_RESOLVED = 2,
   SCOPE_EVENT_SUMMARY = 3,     /* per request, program and rule */
   SCOPE_EVENT_REQUEST_END = 4, /* n_tokens: columns counted in the request */
-  SCOPE_EVENT_DOSE_EXCESS = 5  /* first time in a request that the dose limit acted; dose_max holds the dose asked for */
+  SCOPE_EVENT_DOSE_EXCESS = 5 /* first time in a request that the dose limit acted; dose_max holds the dose asked for */
 };
-typedef struct { /* 112 bytes, fixed for ABI version 1 */
+typedef struct { /* 96 bytes, fixed for ABI version 1 */
   uint32_t kind;
   int32_t sequence;
   uint64_t request_id;
-  uint64_t serial;      /* program */
-  int64_t time_ns;      /* CLOCK_REALTIME */
-  uint32_t rule;        /* index in that program, or SCOPE_NONE */
-  int32_t layer;        /* of the measurement (alerts, dose excess); else -2 */
-  uint32_t n_tokens;    /* tokens at which the rule was in scope and measured */
-  uint32_t n_fired;     /* of those, at how many it acted (alert: was firing) */
-  uint32_t n_limited;   /* of those, at how many the dose limit cut it */
+  uint64_t serial;                       /* program */
+  int64_t time_ns;                       /* CLOCK_REALTIME */
+  uint32_t rule;                         /* index in that program, or SCOPE_NONE */
+  int32_t layer;                         /* of the measurement (alerts, dose excess); else -2 */
+  uint32_t n_tokens;                     /* tokens at which the rule was in scope and measured */
+  uint32_t n_fired;                      /* of those, at how many it acted (alert: was firing) */
+  uint32_t n_limited;                    /* of those, at how many the dose limit cut it */
   int32_t first_position, last_position; /* of n_fired; -1 when none */
   float activation_max;
   double activation_sum; /* over measured tokens; mean = sum / n_measured */
   uint32_t n_measured;   /* tokens with an activation (amplify has none) */
   float dose_max;
-  double dose_sum;       /* over n_fired */
+  double dose_sum; /* over n_fired */
   uint64_t reserved;
 } scope_event;
 
@@ -175,9 +193,10 @@ uint64_t scope_hook_dropped(const scope_hook * hook);
 
 typedef struct {
   uint64_t n_ubatches, n_columns, n_residuals; /* residuals: hook points visited */
-  uint64_t n_unmatched;  /* residuals whose rows fitted neither columns nor outputs: left alone, and an error */
+  uint64_t n_unmatched;         /* hook points that were not steered though they should have been: an error. Rows that
+                                   fit neither columns nor outputs, or a point that never came by in its ubatch */
   uint64_t n_unsteered_columns; /* columns without an open request, or raw embeddings */
-  uint64_t hook_ns;      /* time spent inside the hook */
+  uint64_t hook_ns;             /* time spent inside the hook */
 } scope_hook_stats;
 void scope_hook_get_stats(const scope_hook * hook, scope_hook_stats * out);
 

@@ -1,0 +1,87 @@
+#include "hook.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace scope {
+namespace {
+
+int64_t steady_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+constexpr size_t max_names = 4096;
+
+}  // namespace
+
+Stopwatch::Stopwatch(Counter & ns) : ns_(ns), began_(steady_ns()) {}
+
+Stopwatch::~Stopwatch() {
+  ns_.add(static_cast<uint64_t>(steady_ns() - began_));
+}
+
+void NameRecord::note(const char * name) {
+  if (names.size() < max_names && std::find(names.begin(), names.end(), name) == names.end()) names.emplace_back(name);
+}
+
+}  // namespace scope
+
+scope_hook::scope_hook(uint32_t n_embd_, uint32_t n_layer_, uint32_t ring_events)
+    : n_embd(n_embd_), n_layer(n_layer_), ring(ring_events), sequences(ring) {}
+
+void scope_hook::begin(bool by_hand, bool raw_embeddings) {
+  scope::Ubatch & u = ubatch;
+  const scope_program * installed = slot.pin();
+  u.program = installed != nullptr ? installed->program.get() : nullptr;
+  u.serial = installed != nullptr ? installed->serial : 0;
+  u.by_hand = by_hand;
+  u.raw_embeddings = raw_embeddings;
+  sequences.begin(u);
+  u.prepare();
+  u.open = true;
+  acknowledged.store(u.serial, std::memory_order_release);
+  stats.n_ubatches.add(1);
+  stats.n_columns.add(u.size());
+  stats.n_unsteered_columns.add(static_cast<uint64_t>(std::count(u.steered.begin(), u.steered.end(), 0)));
+}
+
+bool scope_hook::wants(int32_t layer) const {
+  return wants_any() && ubatch.program->point_at(layer) != SCOPE_NONE;
+}
+
+bool scope_hook::wants_any() const {
+  return ubatch.open && ubatch.any_steered && ubatch.program != nullptr && ubatch.program->points.size > 0;
+}
+
+bool scope_hook::visit(int32_t layer, uint32_t n_rows, scope::Rows & out) {
+  out = {};
+  stats.n_residuals.add(1);
+  const bool of_outputs = n_rows != ubatch.size();
+  if ((of_outputs && n_rows != ubatch.outputs.size()) || layer <= ubatch.last_layer) {
+    stats.n_unmatched.add(1);
+    return false;
+  }
+  ubatch.last_layer = layer;
+  if (!wants(layer)) return true;
+  out = scope::rows_wanted(ubatch, ubatch.program->point_at(layer), {of_outputs, 0, n_rows});
+  return true;
+}
+
+scope::Rows scope_hook::apply(int32_t layer, const scope::Rows & wanted, float * h) {
+  if (!wants(layer)) return {};
+  const uint32_t point = ubatch.program->point_at(layer);
+  ubatch.visited[point] = 1;
+  return scope::apply_point(ubatch, point, wanted, h, scratch_);
+}
+
+void scope_hook::commit() {
+  scope::Ubatch & u = ubatch;
+  if (!u.open) return;
+  u.open = false;
+  // A hook point that never came by was not steered: the same failure as rows that fit nothing, and counted with it.
+  if (u.any_steered) stats.n_unmatched.add(static_cast<uint64_t>(std::count(u.visited.begin(), u.visited.end(), 0)));
+  sequences.commit(u);
+  u.program = nullptr;
+  slot.unpin();
+}

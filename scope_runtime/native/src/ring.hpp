@@ -1,0 +1,46 @@
+// Events on their way out: one producer (the decode thread), one consumer, no locks.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "scope_hook.h"
+
+namespace scope {
+
+/// Head of one flat block of memory, slots behind it. Nothing in it is a pointer: the block can lie in shared memory.
+struct RingHeader {
+  char magic[8];  ///< "SCOPERNG"
+  uint32_t version;
+  uint32_t slot_bytes;
+  uint64_t n_slots;                           ///< a power of two
+  alignas(64) std::atomic<uint64_t> written;  ///< by the producer
+  alignas(64) std::atomic<uint64_t> read;     ///< by the consumer
+  alignas(64) std::atomic<uint64_t> dropped;  ///< by the producer: events that found no room
+};
+static_assert(std::atomic<uint64_t>::is_always_lock_free, "the ring's counters must work between processes");
+
+class Ring {
+ public:
+  /// Room for at least n_events; throws std::bad_alloc.
+  explicit Ring(uint32_t n_events);
+
+  /// [producer] False, and counted, when there is no room.
+  bool push(const scope_event & event);
+  /// [consumer] Oldest first.
+  size_t drain(scope_event * out, size_t max);
+  uint64_t dropped() const { return header().dropped.load(std::memory_order_relaxed); }
+
+ private:
+  struct AlignedFree {
+    void operator()(std::byte * p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  RingHeader & header() const { return *reinterpret_cast<RingHeader *>(block_.get()); }
+  scope_event * slots() const { return reinterpret_cast<scope_event *>(block_.get() + sizeof(RingHeader)); }
+
+  std::unique_ptr<std::byte, AlignedFree> block_;
+};
+
+}  // namespace scope
