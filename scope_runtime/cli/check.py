@@ -50,6 +50,12 @@ def check(
 
     Prints one line for each error and warning, with file, line and column. Exit code 0: all fine;
     1: something is invalid; 2: wrong usage; 3: warnings only.
+
+    \b
+    Examples:
+      scope check policies/english-only.yaml
+      scope check policies/ --no-warnings
+      scope check --json policies/*.yaml | jq .policies[].revision
     """
     verdicts = [check_file(path, root, files=files) for path in _policies(paths)]
     if json_output:
