@@ -53,6 +53,12 @@ def check(
 
     \b
     Examples:
+      scope check policies/
+      scope check policy.yaml --json
+      scope check policy.yaml --no-files --no-warnings
+
+    \b
+    Examples:
       scope check policies/english-only.yaml
       scope check policies/ --no-warnings
       scope check --json policies/*.yaml | jq .policies[].revision

@@ -1,6 +1,6 @@
 """Writes docs/policy.md out of the schema: ``python -m scope_runtime.policy.reference [--check]``.
 
-The page's prose is reference_template.md. In it, ``{{table P}}`` stands for the table of the keys of
+The page's prose is reference.md.in. In it, ``{{table P}}`` stands for the table of the keys of
 the object at ``$defs/P`` of the schema (without P: of the whole file), ``{{description P}}`` for what
 the schema says of it, and ``{{errors}}`` for what the loader says to the page's own bad example.
 """
@@ -18,7 +18,7 @@ from scope_runtime.policy.load import parse_policy
 from scope_runtime.policy.schema import schema
 
 PAGE = Path(__file__).parents[2] / "docs" / "policy.md"
-TEMPLATE = Path(__file__).with_name("reference_template.md")
+TEMPLATE = Path(__file__).with_name("reference.md.in")
 
 
 def main(arguments: list[str]) -> int:

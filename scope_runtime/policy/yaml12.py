@@ -33,6 +33,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _TAGGED = {"int": (int,), "float": (int, float), "bool": (bool,), "null": (type(None),)}
 _NON_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _BEYOND_UNICODE = re.compile(r"\\U(?!000|0010)[0-9a-fA-F]{8}")
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _UNWANTED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -144,6 +145,15 @@ def _build(builder: _Builder, text: str, file: str) -> Any:
         ) from None
 
 
+def _text(event: Any) -> str:
+    """A scalar's text. JSON writes a rare character as two escapes, which PyYAML leaves as two halves."""
+
+    def joined(pair: re.Match[str]) -> str:
+        return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
+
+    return _PAIR.sub(joined, event.value)
+
+
 def _location(file: str, text: str, index: int) -> Location:
     before = text[:index]
     return Location(file, before.count("\n") + 1, index - before.rfind("\n"))
@@ -199,7 +209,7 @@ class _Builder:
             raise fatal("the file has too many values", where, None, f"at most {MAX_NODES}")
         self._check_tag(event, where)
         if isinstance(event, yaml.ScalarEvent):
-            self.marks[path] = Mark(key, where, event.value)
+            self.marks[path] = Mark(key, where, _text(event))
             return self._scalar(event, path, where)
         self.marks[path] = Mark(key, where, None)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -259,7 +269,7 @@ class _Builder:
         if event.anchor:
             self._node(event, path, None)  # refuses
         self._check_tag(event, where)
-        text = str(event.value)
+        text = _text(event)
         value = self._scalar(event, (*path, text), where)
         if not isinstance(value, str):
             name = text or "nothing"
@@ -278,7 +288,7 @@ class _Builder:
         return text
 
     def _scalar(self, event: Any, path: KeyPath, where: Location) -> Any:
-        text = str(event.value)
+        text = _text(event)
         kind = (event.tag or "").removeprefix(_CORE_TAG)
         if unwanted := _UNWANTED.search(text):
             self._value_error(
