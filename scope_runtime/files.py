@@ -52,11 +52,12 @@ def open_regular(path: str | Path, error: type[ScopeError]) -> Iterator[BinaryIO
     except (OSError, ValueError) as reason:
         text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
         raise error("cannot be opened", location=location, found=text) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise error("not a file", location=location, found=kind)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-            raise error("not a file", location=location, found=kind)
         yield file
 
 

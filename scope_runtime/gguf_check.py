@@ -207,6 +207,13 @@ class _Reader:
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8", found=repr(raw[:40]))
 
+    def name(self, what: str, max_bytes: int) -> str:
+        """A string without NUL, at which llama.cpp would end it: two names could become one."""
+        name = self.string(what, max_bytes)
+        if "\0" in name:
+            self.fail(f"{what} holds a NUL", found=repr(name[:80]))
+        return name
+
     def magic(self) -> None:
         if self.size < 24:
             self.fail("not a GGUF file", found=f"{self.size} bytes", expected="at least 24")
@@ -225,19 +232,18 @@ class _Reader:
     def count(self, what: str, most: int, *, least_bytes: int) -> int:
         """A declared count, checked against what the rest of the file could hold at best."""
         count = self.u64(f"the number of {what}")
-        room = (self.size - self.position) // least_bytes
-        if count > min(most, room):
+        if count > most:
             self.fail(
-                f"the number of {what} is absurd",
-                found=str(count),
-                expected=f"at most {min(most, room)}",
+                f"the number of {what} is absurd", found=str(count), expected=f"at most {most}"
             )
+        if count * least_bytes > self.size - self.position:
+            self.cut_short(f"its {count} {what}", count * least_bytes)
         return count
 
     def key_value(
         self, values: dict[str, Value], lengths: dict[str, int], keep_arrays: tuple[str, ...]
     ) -> None:
-        key = self.string("a key", MAX_KEY_BYTES)
+        key = self.name("a key", MAX_KEY_BYTES)
         if not key:
             self.fail("a key is empty")
         if key in values or key in lengths:
@@ -341,7 +347,7 @@ class _Reader:
         return tensors, start + end, start + offset
 
     def _tensor(self, index: int) -> tuple[str, tuple[int, ...], TensorType, int]:
-        name = self.string(f"the name of tensor {index}", MAX_NAME_BYTES)
+        name = self.name(f"the name of tensor {index}", MAX_NAME_BYTES)
         what = f"the tensor {name!r}"
         n_dims = self.u32(what)
         if not 1 <= n_dims <= MAX_DIMS:

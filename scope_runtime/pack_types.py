@@ -198,9 +198,7 @@ def check_finite(values: npt.NDArray[Any], what: str) -> None:
         if not fine.all():
             index = start + int(np.argmin(fine))
             place = [int(each) for each in np.unravel_index(index, values.shape)]
-            raise PackError(
-                f"{what} holds a number that is none", found=f"{flat[index]} at {place}"
-            )
+            raise PackError(f"{what} is not finite", found=f"{flat[index]} at {place}")
 
 
 def _check_layer(layer: PackLayer) -> None:

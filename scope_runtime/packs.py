@@ -92,7 +92,7 @@ def read_pack(path: str | Path) -> FeaturePack:
     with open_regular(path, PackError) as file:
         try:
             header = read_header(file, str(path), PackError, keep_arrays=(ARCHITECTURE + ".",))
-            return _Reader(file, header).pack(sha256_of(file))
+            return _Reader(file, header).pack()
         except PackError as error:
             error.location = error.location or Location(str(path))
             raise
@@ -108,7 +108,7 @@ class _Reader:
         self.used: set[str] = set()
         self.row_bytes = 0
 
-    def pack(self, digest: str) -> FeaturePack:
+    def pack(self) -> FeaturePack:
         architecture = self.header.values.get("general.architecture")
         if architecture != ARCHITECTURE:
             self.fail(
@@ -134,8 +134,11 @@ class _Reader:
         unknown = sorted(self.header.tensors.keys() - self.used)
         if unknown:
             self.fail("a tensor has no place in a feature pack", found=repr(unknown[0]))
+        provenance = self.provenance()
+        # Last, because it reads the whole file, however large one that is no pack may be.
+        digest = sha256_of(self.file)
         return FeaturePack(
-            self.header.path, digest, version, model, self.provenance(), MappingProxyType(layers)
+            self.header.path, digest, version, model, provenance, MappingProxyType(layers)
         )
 
     def layers(self, model: PackModel) -> dict[int, PackLayer]:

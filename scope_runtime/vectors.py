@@ -174,9 +174,7 @@ def _directions(file: BinaryIO, header: Header) -> Mapping[int, F32Array]:
         match = _DIRECTION.fullmatch(name)
         if not match:
             keys.fail(
-                "llama.cpp rejects a file with this tensor",
-                found=repr(name),
-                expected="direction.N only",
+                "a control vector holds directions only", found=repr(name), expected="direction.N"
             )
         if info.type is not F32:
             keys.fail(f"{name} is not F32", found=info.type.name)

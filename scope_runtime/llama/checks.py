@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from scope_runtime.errors import Location, ModelError
 from scope_runtime.files import Progress, cached_sha256, open_regular
@@ -24,14 +25,16 @@ MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_SPLITS = 1024
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
-_NO_MODEL = {
-    "controlvector": "a control vector. Name it in a policy under features",
-    "featurepack": "a feature pack. Name it in a policy under features",
-    "clip": "the image or audio encoder of a model (mmproj). Give the text model itself",
-    "adapter": "a LoRA adapter. Give the model that it adapts",
-    "mmproj": "the image or audio encoder of a model (mmproj). Give the text model itself",
-    "imatrix": "an importance matrix for quantization",
-    "vocab": "a vocabulary without weights",
+_IN_POLICY = "Name it in a policy, under features"
+_TEXT_MODEL = "Give the text model itself"
+_NO_MODEL = {  # by general.architecture or general.type: what it is, what to do
+    "controlvector": ("a control vector", _IN_POLICY),
+    "featurepack": ("a feature pack", _IN_POLICY),
+    "clip": ("the image or audio encoder of a model (mmproj)", _TEXT_MODEL),
+    "mmproj": ("the image or audio encoder of a model (mmproj)", _TEXT_MODEL),
+    "adapter": ("a LoRA adapter", "Give the model that it adapts"),
+    "imatrix": ("an importance matrix for quantization", None),
+    "vocab": ("a vocabulary without weights", None),
 }
 _ENCODERS = frozenset(
     (
@@ -103,7 +106,7 @@ def check_model(path: str | Path) -> ModelInfo:
     for part in parts:
         _check_types(part)
     if not any(part.tensors for part in parts):
-        keys.fail("not a model", found=_NO_MODEL["vocab"])
+        _fail_as(keys, "vocab")
     n_block = keys.integer(f"{architecture}.block_count")
     n_mtp = keys.optional_integer(f"{architecture}.nextn_predict_layers") or 0
     n_embd = keys.integer(f"{architecture}.embedding_length")
@@ -175,8 +178,8 @@ def _architecture(keys: Keys) -> str:
     architecture = keys.optional_text("general.architecture")
     kind = keys.optional_text("general.type")
     for name in (kind, architecture):
-        if name in _NO_MODEL:
-            keys.fail("not a model", found=_NO_MODEL[name])
+        if name is not None and name in _NO_MODEL:
+            _fail_as(keys, name)
     if architecture is None:
         keys.fail("the key 'general.architecture' is missing")
     if architecture == "t5":
@@ -198,6 +201,12 @@ def _architecture(keys: Keys) -> str:
             expected="a model that writes on from its prompt",
         )
     return architecture
+
+
+def _fail_as(keys: Keys, name: str) -> NoReturn:
+    what, hint = _NO_MODEL[name]
+    location = Location(keys.header.path)
+    raise ModelError("not a model", location=location, found=what, hint=hint)
 
 
 def _other_parts(keys: Keys) -> list[Header]:
