@@ -84,8 +84,10 @@ def lay_out(
         n_embd=shape.n_embd,
         n_layer=shape.n_layer,
         architecture=shape.architecture,
-        packs=tuple((name, pack.digest) for name, pack in artefacts.packs.items())
-        + tuple((name, vector.digest) for name, vector in artefacts.vectors.items()),
+        packs=tuple(
+            (name, f"sha256:{file.digest}")
+            for name, file in (*artefacts.packs.items(), *artefacts.vectors.items())
+        ),
         notes=_notes(planned, on_vector),
         phase_dependent=any(
             r.acts

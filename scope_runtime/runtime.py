@@ -103,7 +103,7 @@ class Runtime:
         )
         self._n_gpu_layers = n_gpu_layers
         try:
-            self.model_digest = model_digest(Path(model))
+            self.model_digest = f"sha256:{model_digest(Path(model))}"
             self._engine = Engine(model, options, self, self.model_digest, progress=progress)
         except BaseException:
             self._close_sinks()

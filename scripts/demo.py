@@ -40,7 +40,7 @@ def marked(text: str) -> Text:
 def side_by_side(console: Console, question: str, left: Text, right: Text, name: str) -> None:
     """One question, two answers."""
     width = (console.width - 2) // 2
-    console.print(Text.assemble(("› ", "bold cyan"), (question, "bold")))
+    console.print(Text.assemble(("> ", "bold cyan"), (question, "bold")))
     console.print(
         Columns(
             [
@@ -92,7 +92,7 @@ def show_alert(console: Console, runtime: Runtime, policy: Path) -> None:
             if fired
             else Text("no alert", style="dim")
         )
-        console.print(Text.assemble(("› ", "bold cyan"), (example.question, "bold")))
+        console.print(Text.assemble(("> ", "bold cyan"), (example.question, "bold")))
         console.print(
             Panel(
                 Group(Text(answer.text), verdict),

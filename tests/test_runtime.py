@@ -155,9 +155,7 @@ def test_abort_ends_the_answer_with_its_own_reason(tiny: Tiny) -> None:
     path = policy(tiny, "abort", a=ABORT, b=("two: {pack", "two: {gate: none, pack"))
     path.write_text(path.read_text().replace("above: -1.0", "above: -1e9"))
     with Runtime(tiny.model, path, n_ctx=256, n_threads=1) as rt:
-        for _ in range(
-            2
-        ):  # the second time the prompt comes from the cache, and must abort all the same
+        for _ in range(2):  # the second prompt is a reused one, and must abort all the same
             answer = rt.generate(PROMPT, max_tokens=50, seed=0)
             assert (answer.finish_reason, answer.tokens) == ("abort", ())
             fired = [e for e in answer.report if e.what == "firing"]

@@ -269,7 +269,7 @@ class Engine:
         spans = hook.spans(SEQUENCE)
         for span in spans:
             program = self._programs.get(span.serial)
-            if program is None or program.digest != self.active.digest:
+            if program is None or not _equal(program, self.active):
                 same = min(same, span.first)
         self._forget_programs({span.serial for span in spans})
         if same < len(self._held) and not self.context.forget(SEQUENCE, same):
@@ -361,6 +361,11 @@ class Engine:
     @property
     def mixes_requests(self) -> bool:
         return bool(self.context.live_hook.attached & ATTACH_COLUMNS)
+
+
+def _equal(one: Program, other: Program) -> bool:
+    """Whether KV computed under one may be used under the other: same effect, and on record as the same revision."""
+    return one.digest == other.digest and one.revision == other.revision
 
 
 def _planes(program: Program) -> dict[int, bytes]:

@@ -59,7 +59,7 @@ uint32_t Sequences::know(const Program * program, uint64_t serial) {
   const auto unused = [](const KnownProgram & p) { return !p.used; };
   auto place = std::find_if(programs_.begin(), programs_.end(), unused);
   if (place == programs_.end()) place = programs_.emplace(programs_.end());
-  *place = KnownProgram{serial, true, {}};
+  *place = KnownProgram{serial, true, program != nullptr && program->on_excess() == SCOPE_EXCESS_ABORT, {}};
   if (program != nullptr)
     for (uint32_t r = 0; r < program->rules.size; r++) {
       const scope_rule & rule = program->rules[r];
@@ -156,21 +156,8 @@ void Sequences::notice(Request & request, Ubatch & u, uint32_t c) {
     const bool before = u.state_before(c, alert.trigger).firing();
     const bool after = u.triggers_at(c)[alert.trigger].firing();
     if (before == after) continue;
-    const RuleMeasure & m = u.rules_at(c)[alert.rule];
-    scope_event e =
-        new_event(after ? SCOPE_EVENT_ALERT_FIRING : SCOPE_EVENT_ALERT_RESOLVED, column.sequence, request.id, u.serial);
-    e.rule = alert.rule;
-    e.layer = alert.layer;
-    RuleTotals at_token;
-    at_token.add(m, column.position);
-    e.n_tokens = at_token.n_tokens;
-    e.n_fired = at_token.n_fired;
-    e.n_measured = at_token.n_measured;
-    e.activation_max = m.activation;
-    e.activation_sum = at_token.activation_sum;
-    e.first_position = e.last_position = column.position;
-    request.held.push_back({column.position, e});
-    if (after && alert.aborts && !request.abort) request.abort = Abort{column.position, alert.rule, u.serial};
+    note_alert(request, programs_[u.known_program], alert, column.sequence, column.position,
+               u.rules_at(c)[alert.rule], after);
   }
   if (u.excess[c].layer == no_layer) return;
   if (u.program->on_excess() == SCOPE_EXCESS_ABORT && !request.abort)
@@ -184,6 +171,44 @@ void Sequences::notice(Request & request, Ubatch & u, uint32_t c) {
   e.dose_max = u.excess[c].dose;
   e.first_position = e.last_position = column.position;
   request.held.push_back({column.position, e});
+}
+
+void Sequences::note_alert(Request & request, const KnownProgram & program, const KnownProgram::Alert & alert,
+                           int32_t seq, int32_t position, const RuleMeasure & m, bool firing) {
+  scope_event e =
+      new_event(firing ? SCOPE_EVENT_ALERT_FIRING : SCOPE_EVENT_ALERT_RESOLVED, seq, request.id, program.serial);
+  e.rule = alert.rule;
+  e.layer = alert.layer;
+  RuleTotals at_token;
+  at_token.add(m, position);
+  e.n_tokens = at_token.n_tokens;
+  e.n_fired = at_token.n_fired;
+  e.n_measured = at_token.n_measured;
+  e.activation_max = m.activation;
+  e.activation_sum = at_token.activation_sum;
+  e.first_position = e.last_position = position;
+  request.held.push_back({position, e});
+  if (firing && alert.aborts && !request.abort) request.abort = Abort{position, alert.rule, program.serial};
+}
+
+/// A reused prefix is this request's prompt too: what its tokens set off then, they set off now.
+void Sequences::recall(Request & request, int32_t seq, const SequenceLog & log) {
+  const Entry * before = nullptr;
+  for (const Entry & e : log.entries()) {
+    if (e.n_rules == 0) continue;
+    const KnownProgram & program = programs_[e.program];
+    for (const KnownProgram::Alert & alert : program.alerts) {
+      const bool was =
+          before != nullptr && before->program == e.program && log.triggers(*before)[alert.trigger].firing();
+      const bool is = log.triggers(e)[alert.trigger].firing();
+      if (was != is) note_alert(request, program, alert, seq, e.position, log.rules(e)[alert.rule], is);
+    }
+    const RuleMeasure * rules = log.rules(e);
+    const auto limited = [](const RuleMeasure & m) { return m.has(RuleMeasure::limited); };
+    if (program.excess_aborts && !request.abort && std::any_of(rules, rules + e.n_rules, limited))
+      request.abort = Abort{e.position, SCOPE_NONE, program.serial};
+    before = &e;
+  }
 }
 
 void Sequences::confirm(Request & request, int32_t before_position) {
@@ -205,6 +230,7 @@ bool Sequences::request_begin(int32_t seq, uint64_t id, int32_t n_prompt) {
   s.request->id = id;
   s.request->number = ++n_requests_;
   s.request->answer_start = n_prompt - 1;
+  recall(*s.request, seq, s.log);
   return true;
 }
 

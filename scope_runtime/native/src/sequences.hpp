@@ -24,6 +24,7 @@ struct KnownProgram {
   };
   uint64_t serial = 0;
   bool used = false;
+  bool excess_aborts = false;  ///< what the dose limit does
   std::vector<Alert> alerts;
 };
 
@@ -72,6 +73,9 @@ class Sequences {
   void begin_sequence(Sequence & sequence, Ubatch & ubatch, uint32_t column);
   void confirm(Request & request, int32_t before_position);
   void notice(Request & request, Ubatch & ubatch, uint32_t column);
+  void note_alert(Request & request, const KnownProgram & program, const KnownProgram::Alert & alert, int32_t seq,
+                  int32_t position, const RuleMeasure & measure, bool firing);
+  void recall(Request & request, int32_t seq, const SequenceLog & log);
   void remove(Sequence & sequence, int32_t p0, int32_t p1);
   void publish_summary(int32_t seq, const Request & request, const ProgramTotals & totals);
 
