@@ -187,5 +187,5 @@ def write_results(results: dict[str, Any], path: Path) -> None:
     """The results file: one line a round, so that a reader can look at it."""
     head = {key: value for key, value in results.items() if key != "rounds"}
     rounds = ",\n".join("  " + json.dumps(one) for one in results["rounds"])
-    text = json.dumps(head, indent=1, ensure_ascii=False).rstrip("}\n")
+    text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
     path.write_text(f'{text},\n "rounds": [\n{rounds}\n ]\n}}\n')

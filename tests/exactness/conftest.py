@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from scope_runtime.llama import library
 from scope_runtime.runtime import Runtime
 from tests.support.interventions import Case, Point, make_point, prompt
+from tests.support.plain_llama import Logits
 from tests.support.policy_files import write_policy
 from tests.support.random_model import SHAPES, RandomModel, make_random_model
 from tests.support.random_pack import RandomPack, make_random_pack
-from tests.support.torch_reference import EMBEDDING
+from tests.support.torch_reference import EMBEDDING, run
 
 # Before anything imports llama_cpp: the hook's symbols must come first in this process.
 library.load()
@@ -24,14 +25,14 @@ library.load()
 BOUND = 1e-3
 """Largest difference of two logits that counts as equal, in units of the logits' range."""
 
-Equal = Callable[[NDArray[np.float32], NDArray[np.float32], str], None]
+Equal = Callable[[Logits, Logits, str], None]
 
 POINTS = ("embedding", "first", "middle", "last")
 
 _figures: dict[str, list[float]] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Twin:
     """A random model in llama.cpp and in PyTorch, with a pack for it. Prompts are `prompt`'s."""
 
@@ -46,8 +47,13 @@ class Twin:
     def tokens(self, n_tokens: int = 40, seed: int = 0) -> list[int]:
         return prompt(self.model.shape.n_vocab, n_tokens, seed)
 
+    @functools.cache  # noqa: B019 - twins live as long as the tests
     def point(self, layer: int) -> Point:
         return make_point(self.model.torch_model, self.pack, layer, self.tokens())
+
+    @functools.cache  # noqa: B019
+    def unsteered(self) -> Logits:
+        return run(self.model.torch_model, self.tokens()).logits
 
     def policy(self, case: Case, name: str = "policy", mode: str = "enforce") -> Path:
         path = self.pack.folder / f"{name}.yaml"
@@ -67,7 +73,7 @@ class Twin:
             n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
-            n_threads=2,
+            n_threads=1,
             use_extra_bufts=False,
         )
 
@@ -101,7 +107,7 @@ def runtimes(twins: dict[str, Twin]) -> Iterator[dict[str, Runtime]]:
 def equal() -> Equal:
     """Asserts that logits equal the reference's to `BOUND`, and keeps the figure for the summary."""
 
-    def check(found: NDArray[np.float32], wanted: NDArray[np.float32], what: str) -> None:
+    def check(found: Logits, wanted: Logits, what: str) -> None:
         figure = difference(found, wanted)
         assert figure <= BOUND, f"{what}: {figure:.2e} of the logits' range"
         _figures.setdefault(what, []).append(figure)
@@ -109,7 +115,7 @@ def equal() -> Equal:
     return check
 
 
-def difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+def difference(found: Logits, wanted: Logits) -> float:
     """Largest absolute difference, in units of the wanted logits' range."""
     assert found.shape == wanted.shape
     return float(np.abs(found - wanted).max() / np.ptp(wanted))

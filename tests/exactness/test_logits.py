@@ -17,10 +17,9 @@ N_TIMES_BOUND = 20
 
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_unsteered(architecture: str, twins: dict[str, Twin], equal: Equal) -> None:
-    model = twins[architecture].model
-    tokens = twins[architecture].tokens()
-    with PlainLlama(model.path) as plain:
-        equal(plain.logits(tokens), run(model.torch_model, tokens).logits, "unsteered")
+    twin = twins[architecture]
+    with PlainLlama(twin.model.path) as plain:
+        equal(plain.logits(twin.tokens()), twin.unsteered(), "unsteered")
 
 
 @pytest.mark.parametrize("case_name", CASES)
@@ -68,5 +67,5 @@ def check_case(twin: Twin, runtime: Runtime, case: Case, what: str, equal: Equal
     model, tokens = twin.model.torch_model, twin.tokens()
     runtime.set_policy(twin.policy(case))
     wanted = run(model, tokens, case.rules, n_prompt=N_PROMPT, dose_max=case.dose_max).logits
-    assert difference(run(model, tokens).logits, wanted) > N_TIMES_BOUND * BOUND
+    assert difference(twin.unsteered(), wanted) > N_TIMES_BOUND * BOUND
     equal(runtime.logits(tokens, n_prompt=N_PROMPT), wanted, what)

@@ -113,7 +113,7 @@ def test_shift(twin: Twin) -> None:
 
 
 def test_shifted_tokens_stay_in_their_phase(twin: Twin) -> None:
-    """After a shift the next column is still the answer's, though its position is less than n_prompt."""
+    """After a shift the next column is the answer's still, though it stands before n_prompt."""
     (latent,) = twin.point(twin.layer("middle")).firing(1)
     case = Case((Rule("amplify", (latent,), alpha=2.0, phase="generation"),))
     tokens = twin.tokens()
@@ -123,13 +123,16 @@ def test_shifted_tokens_stay_in_their_phase(twin: Twin) -> None:
     ):
         hook = hooked.live_hook
         hook.request_begin(0, 1, N_PROMPT)
-        hooked.decode(tokens[: N_PROMPT - 1], 0)
-        plain.extend(tokens[: N_PROMPT - 1], 0)
+        answer = N_PROMPT - 1
+        hooked.decode(tokens[:answer], 0)
+        plain.extend(tokens[:answer], 0)
+        plain.set_control_vector({latent.layer: np.float32(2.0) * latent.d})
+        hooked.decode([tokens[answer]], answer)
+        plain.extend([tokens[answer]], answer)
         for each in (hooked, plain):
             each.forget(0, 2, 12)
-            each.shift(0, 12, N_PROMPT - 1, -10)
-        plain.set_control_vector({latent.layer: np.float32(2.0) * latent.d})
-        for position, token in enumerate(tokens[N_PROMPT - 1 :], N_PROMPT - 11):
+            each.shift(0, 12, N_PROMPT, -10)
+        for position, token in enumerate(tokens[N_PROMPT:], N_PROMPT - 10):
             found = hooked.decode([token], position)
             np.testing.assert_array_equal(found, plain.decode([Column(token, position)])[0])
 

@@ -23,7 +23,7 @@ def hooked_llama(
     n_seq_max: int = 1,
 ) -> Iterator[Context]:
     """A proved context made like `PlainLlama`'s; closed at the end."""
-    options = ContextOptions(512, n_batch, n_ubatch, n_seq_max, n_threads=2, use_extra_bufts=False)
+    options = ContextOptions(512, n_batch, n_ubatch, n_seq_max, n_threads=1, use_extra_bufts=False)
     context = Context(model, options)
     try:
         prove(context)

@@ -40,7 +40,7 @@ class PlainLlama:
         n_batch: int = 512,
         n_ubatch: int = 512,
         n_seq_max: int = 1,
-        n_threads: int = 2,
+        n_threads: int = 1,
     ) -> None:
         # Imported late: the runtime's hook must come before llama.cpp in a process that uses both.
         from llama_cpp import llama_cpp
