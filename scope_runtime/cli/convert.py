@@ -106,7 +106,13 @@ def inspect(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a file is, from what is in it: shapes, gate, features, digest."""
+    """Say what a file is, from what is in it: shapes, gate, features, digest.
+
+    \b
+    Examples:
+      scope convert inspect packs/model.gguf
+      scope convert inspect sae/layer4.sae.pt --json
+    """
     from converters.inspect import inspect_file
 
     with _reporting(quiet=as_json) as report:
