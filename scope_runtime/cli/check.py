@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from scope_runtime.errors import Location, PolicyErrors, ScopeError, UsageError
-from scope_runtime.policy.lint import Warning, lint
+from scope_runtime.policy.lint import LintWarning, lint
 from scope_runtime.policy.load import load_policy, policy_files
 from scope_runtime.policy.revision import policy_revision
 
@@ -27,7 +27,7 @@ class Verdict:
     name: str | None
     revision: str | None
     errors: tuple[ScopeError, ...]
-    warnings: tuple[Warning, ...]
+    warnings: tuple[LintWarning, ...]
 
 
 def check(
@@ -53,12 +53,6 @@ def check(
 
     \b
     Examples:
-      scope check policies/
-      scope check policy.yaml --json
-      scope check policy.yaml --no-files --no-warnings
-
-    \b
-    Examples:
       scope check policies/english-only.yaml
       scope check policies/ --no-warnings
       scope check --json policies/*.yaml | jq .policies[].revision
@@ -78,7 +72,7 @@ def check_file(path: Path, root: Path | None = None, *, files: bool = True) -> V
     """Everything that can be said about one policy file without a model."""
     name = revision = None
     errors: tuple[ScopeError, ...] = ()
-    found: tuple[Warning, ...] = ()
+    found: tuple[LintWarning, ...] = ()
     try:
         policy = load_policy(path, root=root, files=files)
         name = policy.name

@@ -20,8 +20,8 @@ _REMOVES = (Op.MUTE, Op.SCALE, Op.CLAMP)
 
 
 @dataclass(frozen=True, slots=True)
-class Warning:
-    """One lint finding.
+class LintWarning:
+    """One finding.
 
     Attributes:
         code: what kind it is, for those who filter.
@@ -45,7 +45,7 @@ class Warning:
         }
 
 
-def lint(policy: Policy, today: datetime.date) -> tuple[Warning, ...]:
+def lint(policy: Policy, today: datetime.date) -> tuple[LintWarning, ...]:
     """The policy's warnings in file order. ``today`` (UTC) tells which exceptions have lapsed."""
     found = [
         *_metadata(policy),
@@ -59,19 +59,19 @@ def lint(policy: Policy, today: datetime.date) -> tuple[Warning, ...]:
     )
 
 
-def _metadata(policy: Policy) -> Iterator[Warning]:
+def _metadata(policy: Policy) -> Iterator[LintWarning]:
     whole = Location(policy.file)
     if policy.description is None:
-        yield Warning("no-description", "the policy does not say what it is for", whole)
+        yield LintWarning("no-description", "the policy does not say what it is for", whole)
     if policy.owner is None:
-        yield Warning("no-owner", "nobody is named who answers for the policy", whole)
+        yield LintWarning("no-owner", "nobody is named who answers for the policy", whole)
     if policy.mode is Mode.OFF:
-        yield Warning("policy-off", "the policy is off: none of its rules acts", whole)
+        yield LintWarning("policy-off", "the policy is off: none of its rules acts", whole)
     if not policy.rules:
-        yield Warning("no-rules", "the policy has no rules", whole)
+        yield LintWarning("no-rules", "the policy has no rules", whole)
 
 
-def _features(policy: Policy) -> Iterator[Warning]:
+def _features(policy: Policy) -> Iterator[LintWarning]:
     used = {name for rule in policy.rules for name in rule.targets}
     used |= {rule.when.condition.feature for rule in policy.rules if rule.when.condition}
     for feature in policy.features:
@@ -80,32 +80,32 @@ def _features(policy: Policy) -> Iterator[Warning]:
     for feature in policy.features:
         if feature.name not in used:
             message = f'no rule uses the feature "{feature.name}"'
-            yield Warning("unused-feature", message, feature.location)
+            yield LintWarning("unused-feature", message, feature.location)
 
 
-def _rule(policy: Policy, rule: Rule) -> Iterator[Warning]:
+def _rule(policy: Policy, rule: Rule) -> Iterator[LintWarning]:
     name = f'the rule "{rule.name}"'
     if rule.mode is Mode.OFF:
-        yield Warning("rule-off", f"{name} is off", rule.location)
+        yield LintWarning("rule-off", f"{name} is off", rule.location)
     if rule.mode is Mode.ENFORCE and policy.mode is Mode.AUDIT:
         message = f"{name} asks for enforce, but the policy only audits"
-        yield Warning("mode-without-effect", message, rule.location)
+        yield LintWarning("mode-without-effect", message, rule.location)
     unchanged = (rule.op is Op.AMPLIFY and rule.alpha == 0) or (
         rule.op is Op.SCALE and rule.factor == 1
     )
     if unchanged:
-        yield Warning("no-change", f"{name} changes nothing", rule.location)
+        yield LintWarning("no-change", f"{name} changes nothing", rule.location)
     if rule.rollout and rule.rollout.percent == 0:
-        yield Warning("rollout-zero", f"{name} is rolled out to no request", rule.location)
+        yield LintWarning("rollout-zero", f"{name} is rolled out to no request", rule.location)
     if rule.alert and not rule.alert.actions and not rule.alert.switch_on:
-        yield Warning("alert-without-effect", f"{name} has no actions", rule.location)
+        yield LintWarning("alert-without-effect", f"{name} has no actions", rule.location)
     audits = Mode.AUDIT in (rule.mode, policy.mode)
     if rule.alert and audits and Action.ABORT in rule.alert.actions:
         message = f"{name} only audits: its abort ends no generation"
-        yield Warning("abort-in-audit", message, rule.location)
+        yield LintWarning("abort-in-audit", message, rule.location)
 
 
-def _twice(policy: Policy) -> Iterator[Warning]:
+def _twice(policy: Policy) -> Iterator[LintWarning]:
     """Changes at a layer are summed, so two rules that each take a feature out push it below nothing."""
     first: dict[str, Rule] = {}
     for rule in policy.rules:
@@ -119,7 +119,7 @@ def _twice(policy: Policy) -> Iterator[Warning]:
                     f'"{feature}" is changed by "{first[feature].name}" and "{rule.name}": '
                     "the changes add up"
                 )
-                yield Warning("changed-twice", message, rule.location)
+                yield LintWarning("changed-twice", message, rule.location)
 
 
 def _members(policy: Policy, names: Sequence[str]) -> Iterator[str]:
@@ -131,8 +131,8 @@ def _members(policy: Policy, names: Sequence[str]) -> Iterator[str]:
             yield name
 
 
-def _exceptions(policy: Policy, today: datetime.date) -> Iterator[Warning]:
+def _exceptions(policy: Policy, today: datetime.date) -> Iterator[LintWarning]:
     for exemption in policy.exceptions:
         if datetime.date.fromisoformat(exemption.until) < today:
             message = f"the exception lapsed on {exemption.until}"
-            yield Warning("exception-lapsed", message, exemption.location)
+            yield LintWarning("exception-lapsed", message, exemption.location)
