@@ -183,7 +183,7 @@ class EventReader:
             rule=rule.name if rule else None,
             op=str(rule.op) if rule else None,
             layer=raw.layer if raw.layer >= -1 else None,
-            features=rule.features if rule else (),
+            features=tuple(map(str, rule.targets)) if rule else (),
             mode=str(rule.mode) if rule else None,
             detail=detail,
         )

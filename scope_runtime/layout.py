@@ -30,6 +30,7 @@ from scope_runtime.program import (
     Layout,
     Program,
     ProgramRule,
+    Target,
     empty_program,
     program_digest,
     serialise,
@@ -84,10 +85,7 @@ def lay_out(
         n_embd=shape.n_embd,
         n_layer=shape.n_layer,
         architecture=shape.architecture,
-        packs=tuple(
-            (name, f"sha256:{file.digest}")
-            for name, file in (*artefacts.packs.items(), *artefacts.vectors.items())
-        ),
+        packs=tuple((name, f"sha256:{digest}") for name, digest in artefacts.digests()),
         notes=_notes(planned, on_vector),
         phase_dependent=any(
             r.acts
@@ -304,7 +302,6 @@ def _notes(planned: list[PlannedRule], on_vector: frozenset[int]) -> tuple[str, 
 
 
 def _describe(planned: PlannedRule, on_vector: frozenset[int]) -> ProgramRule:
-    latents = dict.fromkeys(str(latent) for latent in planned.measured)
     placed = [layer for layer in planned.layers if layer in on_vector]
     plane = "callback" if len(placed) < len(planned.layers) else "control-vector"
     if plane == "control-vector":
@@ -320,7 +317,7 @@ def _describe(planned: PlannedRule, on_vector: frozenset[int]) -> ProgramRule:
         name=planned.rule.name,
         op=planned.rule.op,
         mode=planned.mode,
-        features=tuple(latents),
+        targets=tuple(Target(target.layer, str(target)) for target in planned.targets),
         layers=planned.layers,
         plane=plane,
         why=reason,

@@ -39,6 +39,7 @@ class PlannedRule:
 
     rule: Rule
     mode: Mode
+    targets: tuple[Latent | Direction, ...]
     deltas: list[Delta]
     watched: tuple[Latent, ...] = ()
     condition: tuple[Condition, tuple[Latent, ...]] | None = None
@@ -70,9 +71,7 @@ def plan(policy: Policy, artefacts: Artefacts, shape: ModelShape) -> list[Planne
 
     out = []
     for rule in policy.rules:
-        planned = PlannedRule(rule, _mode(policy, rule), _deltas(policy, artefacts, rule))
-        if rule.op is Op.ALERT:
-            planned.watched = resolve_latents(policy, artefacts, rule.targets)
+        planned = _planned(policy, artefacts, rule)
         condition = rule.when.condition
         if condition is not None:
             planned.condition = (
@@ -122,23 +121,29 @@ def _check_order(planned: PlannedRule) -> None:
             )
 
 
-def _deltas(policy: Policy, artefacts: Artefacts, rule: Rule) -> list[Delta]:
+def _planned(policy: Policy, artefacts: Artefacts, rule: Rule) -> PlannedRule:
+    mode = _mode(policy, rule)
+    if rule.op in (Op.AMPLIFY, Op.ABLATE):
+        targets = resolve(policy, artefacts, rule.targets)
+        deltas = (
+            _ablate(rule, targets)
+            if rule.op is Op.ABLATE
+            else [_amplify(rule, target) for target in targets]
+        )
+        return PlannedRule(rule, mode, targets, deltas)
+    latents = resolve_latents(policy, artefacts, rule.targets)
     if rule.op is Op.ALERT:
-        return []
-    if rule.op is Op.AMPLIFY:
-        return [_amplify(rule, item) for item in resolve(policy, artefacts, rule.targets)]
-    if rule.op is Op.ABLATE:
-        return _ablate(rule, resolve(policy, artefacts, rule.targets))
-    out = []
-    for latent in resolve_latents(policy, artefacts, rule.targets):
-        if rule.op is Op.CLAMP:
-            low = -math.inf if rule.min is None else rule.min
-            high = math.inf if rule.max is None else rule.max
-            out.append(Delta(latent.layer, DELTA_CLAMP, latent.d, latent, low, high))
-        else:
-            factor = 0.0 if rule.factor is None or rule.op is Op.MUTE else rule.factor
-            out.append(Delta(latent.layer, DELTA_SCALE, latent.d, latent, factor - 1.0))
-    return out
+        return PlannedRule(rule, mode, latents, [], latents)
+    return PlannedRule(rule, mode, latents, [_on_activation(rule, latent) for latent in latents])
+
+
+def _on_activation(rule: Rule, latent: Latent) -> Delta:
+    if rule.op is Op.CLAMP:
+        low = -math.inf if rule.min is None else rule.min
+        high = math.inf if rule.max is None else rule.max
+        return Delta(latent.layer, DELTA_CLAMP, latent.d, latent, low, high)
+    factor = 0.0 if rule.factor is None or rule.op is Op.MUTE else rule.factor
+    return Delta(latent.layer, DELTA_SCALE, latent.d, latent, factor - 1.0)
 
 
 def _amplify(rule: Rule, item: Latent | Direction) -> Delta:

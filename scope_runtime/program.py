@@ -198,11 +198,22 @@ def serialise(layout: Layout) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A feature or direction of a rule: where it lies, and ``name (layer 20, id 6159)`` in words."""
+
+    layer: int
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramRule:
     """What events, reports and ``scope explain`` say about one compiled rule; its index is its place in the program.
 
     Attributes:
-        features: the features it measures, as ``name (layer 20, id 6159)``.
+        targets: what it acts on or watches.
         layers: hook points it acts or measures at, ascending; -1 is the embedding.
         plane: ``callback`` or ``control-vector``; the latter acts but is not measured.
         why: one sentence: what it does in numbers, and why on that plane.
@@ -211,7 +222,7 @@ class ProgramRule:
     name: str
     op: Op
     mode: Mode
-    features: tuple[str, ...]
+    targets: tuple[Target, ...]
     layers: tuple[int, ...]
     plane: str
     why: str

@@ -76,6 +76,11 @@ class Artefacts:
     packs: Mapping[str, FeaturePack] = field(default_factory=dict)
     vectors: Mapping[str, ControlVector] = field(default_factory=dict)
 
+    def digests(self) -> list[tuple[str, str]]:
+        """Name and SHA-256 of every file."""
+        packs = [(name, pack.digest) for name, pack in self.packs.items()]
+        return packs + [(name, vector.digest) for name, vector in self.vectors.items()]
+
 
 def load_artefacts(policy: Policy) -> Artefacts:
     """Opens every pack and vector that the policy names; raises PackError with the place in the policy."""

@@ -92,7 +92,7 @@ def program_data(policy: Policy, program: Program) -> dict[str, Any]:
                         "op": str(rule.op),
                         "mode": str(rule.mode),
                         "amount": amounts[rule.name],
-                        "features": list(rule.features),
+                        "features": features_at(rule, layer),
                         "plane": plane_at(program, rule, layer),
                         "why": rule.why,
                     }
@@ -114,6 +114,11 @@ def by_layer(program: Program) -> list[tuple[int, list[ProgramRule]]]:
 def plane_at(program: Program, rule: ProgramRule, layer: int) -> str:
     """A rule may act at some of its layers through one plane, at others through the other."""
     return "control-vector" if layer in program.control_vectors else "callback"
+
+
+def features_at(rule: ProgramRule, layer: int) -> list[str]:
+    """Those of a rule's features that lie at one layer."""
+    return [str(target) for target in rule.targets if target.layer == layer]
 
 
 def amount(rule: Rule) -> str:
@@ -194,7 +199,7 @@ def _print(policy: Policy, program: Program, model: Path | None) -> None:
                     rule.name,
                     f"{rule.op}{mode}",
                     amounts[rule.name],
-                    "\n".join(rule.features),
+                    "\n".join(features_at(rule, layer)),
                     PLANES[plane_at(program, rule, layer)],
                 )
                 shown = ""
