@@ -88,7 +88,16 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, *options: str) -> int:
     return overhead.main(
-        ["--quick", "--out", str(folder / "results"), "--cache", str(folder / "cache"), *options]
+        [
+            "--quick",
+            "--threads",
+            "1",
+            "--out",
+            str(folder / "results"),
+            "--cache",
+            str(folder / "cache"),
+            *options,
+        ]
     )
 
 
