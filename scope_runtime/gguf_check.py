@@ -13,27 +13,26 @@ data. A string is u64 length + bytes.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
-from scope_runtime.errors import Location, ScopeError
+from scope_runtime.errors import ScopeError
 from scope_runtime.files import read_exactly
+from scope_runtime.gguf_bytes import WINDOW_BYTES, ByteReader
 from scope_runtime.gguf_types import TENSOR_TYPES, TensorType
 
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME, less its terminator
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_KEY_BYTES = 65_535  # the GGUF specification
 MAX_KEYS = 65_536
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 18
 MAX_STRING_BYTES = 16 << 20  # chat templates are the longest strings seen, around 100 kB
 MAX_KEPT_ARRAY_BYTES = 16 << 20
 MAX_STRINGS = 4 << 20  # in one array; the largest vocabularies have a quarter of a million
 _INT64_MAX = (1 << 63) - 1
-_WINDOW_BYTES = 1 << 18
 
 _SCALARS = {
     0: "B",
@@ -148,71 +147,8 @@ def _alignment(reader: _Reader, values: dict[str, Value], lengths: dict[str, int
     return int(alignment)
 
 
-class _Reader:
-    """A position in the file and a window of bytes around it; never asks beyond the file's end."""
-
-    def __init__(self, file: BinaryIO, path: str, error: type[ScopeError]) -> None:
-        self.file, self.path, self.error = file, path, error
-        self.size = os.fstat(file.fileno()).st_size
-        self.position = 0
-        self._window = bytearray()
-        self._window_start = 0
-
-    def fail(
-        self, message: str, *, found: str | None = None, expected: str | None = None
-    ) -> NoReturn:
-        raise self.error(message, location=Location(self.path), found=found, expected=expected)
-
-    def cut_short(self, what: str, n_bytes: int) -> NoReturn:
-        self.fail(
-            f"cut short in {what}",
-            found=f"a file of {self.size} bytes",
-            expected=f"at least {self.position + n_bytes}",
-        )
-
-    def take(self, n_bytes: int, what: str) -> memoryview:
-        """The next bytes. Their number is checked against the file before anything is read."""
-        if n_bytes > self.size - self.position:
-            self.cut_short(what, n_bytes)
-        start = self.position - self._window_start
-        if not 0 <= start <= len(self._window) - n_bytes:
-            wanted = min(max(n_bytes, _WINDOW_BYTES), self.size - self.position)
-            self._window = read_exactly(self.file, self.position, wanted)
-            self._window_start, start = self.position, 0
-            if len(self._window) < n_bytes:
-                self.fail("changed while it was read")
-        self.position += n_bytes
-        return memoryview(self._window)[start : start + n_bytes]
-
-    def skip(self, n_bytes: int, what: str) -> None:
-        if n_bytes > self.size - self.position:
-            self.cut_short(what, n_bytes)
-        self.position += n_bytes
-
-    def u32(self, what: str) -> int:
-        return int.from_bytes(self.take(4, what), "little")
-
-    def u64(self, what: str) -> int:
-        return int.from_bytes(self.take(8, what), "little")
-
-    def string(self, what: str, max_bytes: int) -> str:
-        n_bytes = self.u64(what)
-        if n_bytes > max_bytes:
-            self.fail(
-                f"{what} is too long", found=f"{n_bytes} bytes", expected=f"at most {max_bytes}"
-            )
-        raw = bytes(self.take(n_bytes, what))
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            self.fail(f"{what} is not UTF-8", found=repr(raw[:40]))
-
-    def name(self, what: str, max_bytes: int) -> str:
-        """A string without NUL, at which llama.cpp would end it: two names could become one."""
-        name = self.string(what, max_bytes)
-        if "\0" in name:
-            self.fail(f"{what} holds a NUL", found=repr(name[:80]))
-        return name
+class _Reader(ByteReader):
+    """The parts of a header, in the order in which they come."""
 
     def magic(self) -> None:
         if self.size < 24:
@@ -305,7 +241,7 @@ class _Reader:
         # per string.
         unpack = struct.Struct("<Q").unpack_from
         while length:
-            room = min(_WINDOW_BYTES, self.size - self.position)
+            room = min(WINDOW_BYTES, self.size - self.position)
             window = read_exactly(self.file, self.position, room)
             at, end = 0, len(window) - 8
             while length and at <= end:
