@@ -20,6 +20,7 @@ from scope_runtime.cli import main as cli
 from scope_runtime.cli.commands import COMMANDS, load
 from scope_runtime.cli.explain import amount
 from scope_runtime.cli.options import parse_labels
+from scope_runtime.cli.report import visible
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, UsageError
 from scope_runtime.policy.model import Op, Positions, PositionsOf, Rollout, Rule, Unit, When
 from tests.conftest import Scope, Tiny
@@ -330,6 +331,10 @@ def test_labels() -> None:
     assert parse_labels(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     with pytest.raises(UsageError, match="given twice"):
         parse_labels(["a=b", "a=c"])
+
+
+def test_control_characters_cannot_move_the_cursor() -> None:
+    assert visible("a\x1b[2J\tb\n\x07\x7f\x9b") == "a␛[2J\tb\n␇␡\ufffd"
 
 
 def test_amount_in_words() -> None:

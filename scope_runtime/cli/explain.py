@@ -177,9 +177,12 @@ def _print(policy: Policy, program: Program, model: Path | None) -> None:
     console = Console(highlight=False, markup=False)
     shape = f"{program.architecture}, {program.n_layer} blocks, {program.n_embd} wide"
     where = model or "the model of its packs"
-    console.print(f"{policy.name} ({policy.mode}) on {where} ({shape})", style="bold")
-    console.print(f"revision {program.revision}", style="dim")
-    console.print(f"program  {program.digest}, {len(program.blob):,} bytes", style="dim")
+    console.print(
+        f"{policy.name} ({policy.mode}) on {where} ({shape})", style="bold", soft_wrap=True
+    )
+    console.print(f"revision {program.revision}", style="dim", soft_wrap=True)
+    size = f"{len(program.blob):,} bytes"
+    console.print(f"program  {program.digest}, {size}", style="dim", soft_wrap=True)
     if policy.dose_limit is not None:
         limit = policy.dose_limit
         console.print(f"dose at most {limit.max:g}, else {limit.on_excess}")
@@ -187,7 +190,7 @@ def _print(policy: Policy, program: Program, model: Path | None) -> None:
         console.print("Nothing acts: the model runs as it is.")
     else:
         amounts = {rule.name: amount(rule) for rule in policy.rules}
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold", soft_wrap=True)
         for title in ("layer", "rule", "does", "how much, when", "features", "plane"):
             table.add_column(title, overflow="fold")
         for layer, rules in by_layer(program):
@@ -207,6 +210,6 @@ def _print(policy: Policy, program: Program, model: Path | None) -> None:
         console.print(table)
         console.print()
         for rule in program.rules:
-            console.print(f"{rule.name}: {rule.why}")
+            console.print(f"{rule.name}: {rule.why}", soft_wrap=True)
     for note in program.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)

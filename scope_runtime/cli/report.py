@@ -22,6 +22,15 @@ FINISH = {
 }
 
 
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """The text without the power to move a terminal's cursor: control characters as their pictures."""
+    return text.translate(CONTROLS)
+
+
 def generation_data(answer: Generation) -> dict[str, Any]:
     """A generation as JSON-ready data."""
     return {
@@ -44,7 +53,7 @@ def print_side_by_side(unsteered: Generation, steered: Generation, program: Prog
     table = Table(expand=True, show_lines=False, pad_edge=False)
     table.add_column("unsteered", ratio=1, overflow="fold")
     table.add_column(f"under {program.policy}", ratio=1, overflow="fold")
-    table.add_row(Text(unsteered.text), Text(steered.text))
+    table.add_row(Text(visible(unsteered.text)), Text(visible(steered.text)))
     Console().print(table)
 
 
@@ -57,15 +66,16 @@ def print_report(answer: Generation, program: Program) -> None:
         f"{name} ({revision}): {answer.n_prompt} prompt tokens, {len(answer.tokens)} answer tokens, "
         f"{FINISH.get(answer.finish_reason, answer.finish_reason)}",
         style="dim",
+        soft_wrap=True,
     )
     rules = [event for event in answer.report if event.what == "rule"]
     unmeasured = [rule for rule in program.rules if rule.plane != "callback"]
     if rules or unmeasured:
         console.print(_rules_table(rules, [(rule.name, str(rule.op)) for rule in unmeasured]))
     for line in _alerts(answer.report):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     for note in program.notes:
-        console.print(f"note: {note}", style="dim")
+        console.print(f"note: {note}", style="dim", soft_wrap=True)
 
 
 def _rules_table(rules: Iterable[Event], unmeasured: Iterable[tuple[str, str]]) -> Table:

@@ -166,15 +166,17 @@ def _read_prompt(prompt: str) -> str:
 
 
 def _answer(runtime: Runtime, request: Request, *, as_json: bool, quiet: bool) -> None:
-    from scope_runtime.cli.report import generation_data, print_report
+    from scope_runtime.cli.report import generation_data, print_report, visible
 
     if as_json:
         answer = request.answer(runtime, lambda piece: None)
         print(json.dumps(generation_data(answer), ensure_ascii=False))
         return
 
+    on_terminal = sys.stdout.isatty()
+
     def show(piece: str) -> None:
-        sys.stdout.write(piece)
+        sys.stdout.write(visible(piece) if on_terminal else piece)
         sys.stdout.flush()
 
     answer = request.answer(runtime, show)
