@@ -11,6 +11,7 @@ import numpy as np
 
 from scope_runtime.errors import CompileError, Location, ModelError, ScopeError
 from scope_runtime.packs import FeaturePack, PackLayer, read_pack
+from scope_runtime.policy.files import file_path
 from scope_runtime.policy.model import (
     EMBEDDING,
     Feature,
@@ -98,7 +99,7 @@ def load_artefacts(policy: Policy) -> Artefacts:
 
 def _opened(read: Callable[[Path], T], policy: Policy, name: str, location: Location) -> T:
     try:
-        return read(Path(policy.root) / name)
+        return read(file_path(policy, name))
     except ScopeError as error:
         error.hint = f"Named at {location}" + (f". {error.hint}" if error.hint else "")
         raise
