@@ -190,7 +190,7 @@ def _print(policy: Policy, program: Program, model: Path | None) -> None:
         console.print("Nothing acts: the model runs as it is.")
     else:
         amounts = {rule.name: amount(rule) for rule in policy.rules}
-        table = Table(box=None, pad_edge=False, header_style="bold", soft_wrap=True)
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for title in ("layer", "rule", "does", "how much, when", "features", "plane"):
             table.add_column(title, overflow="fold")
         for layer, rules in by_layer(program):
