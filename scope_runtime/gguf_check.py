@@ -218,38 +218,43 @@ class _Reader(ByteReader):
             self.fail(
                 f"{what} is too long", found=f"{length} strings", expected=f"at most {MAX_STRINGS}"
             )
-        if not keep:
-            if code:
-                self.skip(n_bytes, what)
-            else:
-                self._skip_strings(length, what)
+        if code and not keep:
+            self.skip(n_bytes, what)
             return None
-        start = self.position
-        if n_bytes > MAX_KEPT_ARRAY_BYTES:
+        if n_bytes > MAX_KEPT_ARRAY_BYTES and keep:
             self.fail(f"{what} is too long", found=f"{length} elements")
         if code:
             return struct.unpack(f"<{length}{code}", self.take(n_bytes, what))
-        strings: list[str] = []
-        for _ in range(length):
-            strings.append(self.string(f"a string of {what}", MAX_KEPT_ARRAY_BYTES))
-            if self.position - start > MAX_KEPT_ARRAY_BYTES:
-                self.fail(f"{what} is too long", found=f"over {MAX_KEPT_ARRAY_BYTES} bytes")
-        return tuple(strings)
+        strings: list[str] | None = [] if keep else None
+        self._strings(length, what, strings)
+        return None if strings is None else tuple(strings)
 
-    def _skip_strings(self, length: int, what: str) -> None:
-        # Vocabularies make this the one hot loop of the header: the window is walked without a call
-        # per string.
-        unpack = struct.Struct("<Q").unpack_from
+    def _strings(self, length: int, what: str, kept: list[str] | None) -> None:
+        """Goes over an array of strings, and keeps them if there is a list to keep them in."""
+        # Vocabularies make this the one hot loop: the window is walked without a call per string.
+        unpack, start = struct.Struct("<Q").unpack_from, self.position
         while length:
-            room = min(WINDOW_BYTES, self.size - self.position)
-            window = read_exactly(self.file, self.position, room)
-            at, end = 0, len(window) - 8
-            while length and at <= end:
-                at += 8 + unpack(window, at)[0]
+            window = read_exactly(
+                self.file, self.position, min(WINDOW_BYTES, self.size - self.position)
+            )
+            at, n_window = 0, len(window)
+            while length and at + 8 <= n_window:
+                stop = at + 8 + unpack(window, at)[0]
+                if kept is not None:
+                    if stop > n_window:
+                        break
+                    # Vocabularies hold pieces of characters, which are no UTF-8.
+                    kept.append(window[at + 8 : stop].decode("utf-8", "surrogateescape"))
+                at, length = stop, length - 1
+            if at:
+                self.skip(at, what)
+            elif kept is not None:  # longer than the window, or than the file
+                kept.append(self.string(f"a string of {what}", MAX_KEPT_ARRAY_BYTES))
                 length -= 1
-            if at == 0:
+            else:
                 self.cut_short(what, 8 * length)
-            self.skip(at, what)
+            if kept is not None and self.position - start > MAX_KEPT_ARRAY_BYTES:
+                self.fail(f"{what} is too long", found=f"over {MAX_KEPT_ARRAY_BYTES} bytes")
 
     def tensors(self, n_tensors: int, alignment: int) -> tuple[dict[str, TensorInfo], int, int]:
         described: list[tuple[str, tuple[int, ...], TensorType, int]] = []

@@ -201,6 +201,12 @@ def check_finite(values: npt.NDArray[Any], what: str) -> None:
             raise PackError(f"{what} is not finite", found=f"{flat[index]} at {place}")
 
 
+def check_text(text: str, what: str) -> None:
+    """Raise PackError if a text would do more to a terminal or a log than be read there."""
+    if any(not each.isprintable() and each not in "\n\t" for each in text):
+        raise PackError(f"{what} has control characters", found=ascii(text[:80]))
+
+
 def _check_layer(layer: PackLayer) -> None:
     name = f"layer {layer_name(layer.layer)}"
     if layer.ids.ndim != 1 or layer.enc.ndim != 2 or not layer.ids.size:
@@ -267,6 +273,9 @@ def _check_features(layer: PackLayer, name: str) -> None:
             raise PackError(
                 f"{name}: a label is too long or has control characters", found=repr(label[:80])
             )
+
+    for note in layer.notes:
+        check_text(note, f"{name}: a note")
 
 
 def _check_gate(layer: PackLayer, name: str) -> None:

@@ -60,6 +60,7 @@ from scope_runtime.pack_types import (
     PackStats,
     check_fits,
     check_pack_model,
+    check_text,
     layer_name,
 )
 from scope_runtime.packs_write import write_pack
@@ -217,6 +218,8 @@ class _Reader:
             for key, value in self.header.values.items()
             if key.startswith(prefix) and isinstance(value, str)
         ]
+        for key, value in pairs:
+            check_text(key + value, f"the provenance {key!r}")
         return tuple(sorted(pairs))
 
     def info(self, name: str) -> TensorInfo:

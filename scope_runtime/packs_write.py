@@ -20,6 +20,7 @@ from scope_runtime.pack_types import (
     PackModel,
     check_fits,
     check_pack_model,
+    check_text,
     layer_name,
 )
 
@@ -80,7 +81,7 @@ def _provenance(provenance: Mapping[str, str] | Iterable[tuple[str, str]]) -> li
     for key, value in pairs:
         if not _PROVENANCE_KEY.fullmatch(key):
             raise PackError("a key of the provenance cannot be written", found=repr(key))
-        _check_text(value, f"the provenance {key!r}")
+        check_text(value, f"the provenance {key!r}")
     if len({key for key, _ in pairs}) != len(pairs):
         raise PackError("a key of the provenance is there twice")
     return [text(f"{ARCHITECTURE}.provenance.{key}", value) for key, value in pairs]
@@ -116,8 +117,6 @@ def _layer(layer: PackLayer) -> list[Entry]:
             )
         )
     if layer.notes:
-        for note in layer.notes:
-            _check_text(note, f"a note of layer {layer_name(layer.layer)}")
         entries.append(
             Entry(f"{prefix}.notes", list(layer.notes), GGUFValueType.STRING, array=True)
         )
@@ -141,8 +140,3 @@ def _tensors(layer: PackLayer) -> list[tuple[str, npt.NDArray[np.float32]]]:
         tensors.append((f"{prefix}.full_enc", layer.full_enc))
         tensors.append((f"{prefix}.full_enc_bias", layer.full_enc_bias))
     return tensors
-
-
-def _check_text(value: str, what: str) -> None:
-    if any(not each.isprintable() and each not in "\n\t" for each in value):
-        raise PackError(f"{what} has control characters", found=repr(value[:80]))

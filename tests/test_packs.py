@@ -68,7 +68,9 @@ def same(one: PackLayer, other: PackLayer) -> bool:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     row = np.ones(3, np.float32)
-    stats = PackStats(row * 9, row * 2, row / 8, (0.5, 0.75), np.ones((3, 2), np.float32))
+    stats = PackStats(
+        row * 9, row * 2, row / np.float32(8), (0.5, 0.75), np.ones((3, 2), np.float32)
+    )
     thresholds = np.array([0.5, 1, 2], np.float32)
     layers = [
         some_layer(3, gate=GateKind.THRESHOLD, thresholds=thresholds, stats=stats),

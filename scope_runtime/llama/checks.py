@@ -23,6 +23,7 @@ from scope_runtime.gguf_values import Keys
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_SPLITS = 1024
+_TOKENS = "tokenizer.ggml.tokens"
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _IN_POLICY = "Name it in a policy, under features"
@@ -122,7 +123,8 @@ def check_model(path: str | Path) -> ModelInfo:
         )
     if not 1 <= n_embd <= 1 << 20:
         keys.fail("the width is absurd", found=str(n_embd), expected=f"1 to {1 << 20}")
-    n_vocab = header.array_lengths.get("tokenizer.ggml.tokens")
+    _check_vocabulary(keys)
+    n_vocab = header.array_lengths.get(_TOKENS)
     return ModelInfo(
         path=str(path),
         files=tuple(part.path for part in parts),
@@ -171,7 +173,7 @@ def model_digest(
 
 def _header(path: str | Path) -> Header:
     with open_regular(path, ModelError) as file:
-        return read_header(file, str(path), ModelError)
+        return read_header(file, str(path), ModelError, keep_arrays=(_TOKENS,))
 
 
 def _architecture(keys: Keys) -> str:
@@ -263,6 +265,24 @@ def _check_types(header: Header) -> None:
                 found="F64",
                 expected="F32 or smaller",
                 hint="Convert the model again with --outtype f32, f16 or a quantized type",
+            )
+
+
+def _check_vocabulary(keys: Keys) -> None:
+    """llama.cpp aborts on two tokens of one text (empty ones it tells apart)."""
+    tokens = keys.texts(_TOKENS)
+    if tokens is None:
+        return
+    if len(set(filter(None, tokens))) != sum(map(bool, tokens)):
+        (twice, _), *_ = Counter(filter(None, tokens)).most_common(1)
+        keys.fail("the vocabulary has a token twice", found=ascii(twice)[:80])
+    for name in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
+        length = keys.header.array_lengths.get(name, len(tokens))
+        if length < len(tokens):
+            keys.fail(
+                f"{name} is shorter than the vocabulary",
+                found=f"{length} elements",
+                expected=f"at least {len(tokens)}",
             )
 
 

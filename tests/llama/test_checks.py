@@ -90,6 +90,7 @@ def test_types_are_those_of_the_gguf_library() -> None:
 def test_a_large_model_takes_as_long_as_its_header(tmp_path: Path) -> None:
     raw = raw_model()
     raw.key("tokenizer.ggml.tokens").value = [f"token{n}" for n in range(150_000)]
+    raw.key("tokenizer.ggml.scores").value = [0.0] * 150_000
     raw.tensor("output_norm.weight").dims = [32, 160_000_000]
     file = tmp_path / "m.gguf"
     head = raw.to_bytes()
