@@ -86,6 +86,7 @@ SCOPE_API const char * scope_build_info(void) {
 
 SCOPE_API int scope_program_load(const void * data, size_t n_bytes, scope_program ** out, char * err,
                                  size_t err_bytes) {
+  if (out == nullptr) return SCOPE_E_INVALID;
   return guarded(err, err_bytes, [&] {
     *out = nullptr;
     *out = new scope_program{scope::Program::load(data, n_bytes), 0};
