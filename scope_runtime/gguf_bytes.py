@@ -8,7 +8,7 @@ from typing import BinaryIO, NoReturn
 from scope_runtime.errors import Location, ScopeError
 from scope_runtime.files import read_exactly
 
-MAX_KEPT_BYTES = 64 << 20  # of text in all; headers of real models have about 0.2 MB of it
+MAX_KEPT_BYTES = 64 << 20  # of values in all; real models have up to 5 MB, most of it vocabulary
 WINDOW_BYTES = 1 << 18
 
 
@@ -77,14 +77,18 @@ class ByteReader:
             self.fail(
                 f"{what} is too long", found=f"{n_bytes} bytes", expected=f"at most {max_bytes}"
             )
-        self._kept_bytes += n_bytes
-        if self._kept_bytes > MAX_KEPT_BYTES:
-            self.fail(f"too much text, up to {what}", expected=f"at most {MAX_KEPT_BYTES} bytes")
+        self.keep(n_bytes, what)
         raw = bytes(self.take(n_bytes, what))
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8", found=repr(raw[:40]))
+
+    def keep(self, n_bytes: int, what: str) -> None:
+        """Count what is kept in memory, and stop where it becomes too much."""
+        self._kept_bytes += n_bytes
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            self.fail(f"too many values, up to {what}", expected=f"at most {MAX_KEPT_BYTES} bytes")
 
     def name(self, what: str, max_bytes: int) -> str:
         """A string without NUL, at which llama.cpp would end it: two names could become one."""

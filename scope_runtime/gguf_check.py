@@ -14,7 +14,7 @@ data. A string is u64 length + bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import BinaryIO
@@ -94,7 +94,11 @@ class Header:
 
 
 def read_header(
-    file: BinaryIO, path: str, error: type[ScopeError], *, keep_arrays: tuple[str, ...] = ()
+    file: BinaryIO,
+    path: str,
+    error: type[ScopeError],
+    *,
+    keep_array: Callable[[str], bool] = lambda key: False,
 ) -> Header:
     """Read and check the header of an open GGUF file.
 
@@ -102,8 +106,8 @@ def read_header(
         file: opened by `scope_runtime.files.open_regular`.
         path: what to call the file in errors.
         error: class of the errors raised.
-        keep_arrays: prefixes of the keys whose arrays are kept (tokenizers have hundreds of
-            thousands of elements).
+        keep_array: whether the array of this key is kept (tokenizers have hundreds of thousands of
+            elements); none is unless asked for.
 
     Raises:
         ScopeError: of the class ``error``, saying what does not hold.
@@ -116,7 +120,7 @@ def read_header(
     values: dict[str, Value] = {}
     lengths: dict[str, int] = {}
     for _ in range(n_keys):
-        reader.key_value(values, lengths, keep_arrays)
+        reader.key_value(values, lengths, keep_array)
     alignment = _alignment(reader, values, lengths)
     tensors, data_end, padded_end = reader.tensors(n_tensors, alignment)
     return Header(
@@ -177,7 +181,7 @@ class _Reader(ByteReader):
         return count
 
     def key_value(
-        self, values: dict[str, Value], lengths: dict[str, int], keep_arrays: tuple[str, ...]
+        self, values: dict[str, Value], lengths: dict[str, int], keep_array: Callable[[str], bool]
     ) -> None:
         key = self.name("a key", MAX_KEY_BYTES)
         if not key:
@@ -191,7 +195,7 @@ class _Reader(ByteReader):
         kind = self.u32(f"the key {key!r}")
         length = self.u64(f"the key {key!r}")
         lengths[key] = length
-        kept = self._array(kind, length, key, key.startswith(keep_arrays) if keep_arrays else False)
+        kept = self._array(kind, length, key, keep_array(key))
         if kept is not None:
             values[key] = kept
 
@@ -223,6 +227,8 @@ class _Reader(ByteReader):
             return None
         if n_bytes > MAX_KEPT_ARRAY_BYTES and keep:
             self.fail(f"{what} is too long", found=f"{length} elements")
+        if keep:
+            self.keep(n_bytes, what)
         if code:
             return struct.unpack(f"<{length}{code}", self.take(n_bytes, what))
         strings: list[str] | None = [] if keep else None
@@ -253,8 +259,10 @@ class _Reader(ByteReader):
                 length -= 1
             else:
                 self.cut_short(what, 8 * length)
-            if kept is not None and self.position - start > MAX_KEPT_ARRAY_BYTES:
-                self.fail(f"{what} is too long", found=f"over {MAX_KEPT_ARRAY_BYTES} bytes")
+            if kept is not None:
+                self.keep(at, what)
+                if self.position - start > MAX_KEPT_ARRAY_BYTES:
+                    self.fail(f"{what} is too long", found=f"over {MAX_KEPT_ARRAY_BYTES} bytes")
 
     def tensors(self, n_tensors: int, alignment: int) -> tuple[dict[str, TensorInfo], int, int]:
         described: list[tuple[str, tuple[int, ...], TensorType, int]] = []

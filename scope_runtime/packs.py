@@ -92,11 +92,15 @@ def read_pack(path: str | Path) -> FeaturePack:
     """
     with open_regular(path, PackError) as file:
         try:
-            header = read_header(file, str(path), PackError, keep_arrays=(ARCHITECTURE + ".",))
+            header = read_header(file, str(path), PackError, keep_array=_is_ours)
             return _Reader(file, header).pack()
         except PackError as error:
             error.location = error.location or Location(str(path))
             raise
+
+
+def _is_ours(key: str) -> bool:
+    return key.startswith(f"{ARCHITECTURE}.")
 
 
 class _Reader:

@@ -20,10 +20,9 @@ from scope_runtime.files import Progress, cached_sha256, open_regular
 from scope_runtime.gguf_check import Header, read_header
 from scope_runtime.gguf_types import F64
 from scope_runtime.gguf_values import Keys
+from scope_runtime.llama.asserted import TOKENS, check_asserted, is_asserted
 
-MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_SPLITS = 1024
-_TOKENS = "tokenizer.ggml.tokens"
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _IN_POLICY = "Name it in a policy, under features"
@@ -108,29 +107,18 @@ def check_model(path: str | Path) -> ModelInfo:
         _check_types(part)
     if not any(part.tensors for part in parts):
         _fail_as(keys, "vocab")
-    n_block = keys.integer(f"{architecture}.block_count")
+    check_asserted(keys, architecture)
     n_mtp = keys.optional_integer(f"{architecture}.nextn_predict_layers") or 0
     n_embd = keys.integer(f"{architecture}.embedding_length")
-    if not 1 <= n_block <= MAX_BLOCKS:
-        keys.fail(
-            "the number of blocks is absurd", found=str(n_block), expected=f"1 to {MAX_BLOCKS}"
-        )
-    if not 0 <= n_mtp < n_block:
-        keys.fail(
-            "no block is left beside those for multi-token prediction",
-            found=f"{n_mtp} of {n_block}",
-            expected=f"at most {n_block - 1}",
-        )
     if not 1 <= n_embd <= 1 << 20:
         keys.fail("the width is absurd", found=str(n_embd), expected=f"1 to {1 << 20}")
-    _check_vocabulary(keys)
-    n_vocab = header.array_lengths.get(_TOKENS)
+    n_vocab = header.array_lengths.get(TOKENS)
     return ModelInfo(
         path=str(path),
         files=tuple(part.path for part in parts),
         architecture=architecture,
         name=keys.optional_text("general.name"),
-        n_layer=n_block - n_mtp,
+        n_layer=keys.integer(f"{architecture}.block_count") - n_mtp,
         n_mtp_layers=n_mtp,
         n_embd=n_embd,
         n_vocab=n_vocab or keys.optional_integer(f"{architecture}.vocab_size"),
@@ -173,7 +161,7 @@ def model_digest(
 
 def _header(path: str | Path) -> Header:
     with open_regular(path, ModelError) as file:
-        return read_header(file, str(path), ModelError, keep_arrays=(_TOKENS,))
+        return read_header(file, str(path), ModelError, keep_array=is_asserted)
 
 
 def _architecture(keys: Keys) -> str:
@@ -265,24 +253,6 @@ def _check_types(header: Header) -> None:
                 found="F64",
                 expected="F32 or smaller",
                 hint="Convert the model again with --outtype f32, f16 or a quantized type",
-            )
-
-
-def _check_vocabulary(keys: Keys) -> None:
-    """llama.cpp aborts on two tokens of one text (empty ones it tells apart)."""
-    tokens = keys.texts(_TOKENS)
-    if tokens is None:
-        return
-    if len(set(filter(None, tokens))) != sum(map(bool, tokens)):
-        (twice, _), *_ = Counter(filter(None, tokens)).most_common(1)
-        keys.fail("the vocabulary has a token twice", found=ascii(twice)[:80])
-    for name in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
-        length = keys.header.array_lengths.get(name, len(tokens))
-        if length < len(tokens):
-            keys.fail(
-                f"{name} is shorter than the vocabulary",
-                found=f"{length} elements",
-                expected=f"at least {len(tokens)}",
             )
 
 
