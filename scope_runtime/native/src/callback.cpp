@@ -81,6 +81,9 @@ bool eval_node(scope_hook & hook, const ChainedCallback & chained, void * tensor
 
 bool eval_with_hook(void * tensor, bool ask, void * user_data) {
   auto * hook = static_cast<scope_hook *>(user_data);
+  // Come straight from the scheduler: llama.cpp was loaded before us, and this is all there is to be seen of it.
+  if ((hook->attached.load(std::memory_order_relaxed) & SCOPE_ATTACH_CALLBACK) == 0)
+    hook->attached.fetch_or(SCOPE_ATTACH_CALLBACK);
   return eval_node(*hook, hook->chain, tensor, ask);
 }
 
