@@ -27,6 +27,10 @@ def check_asserted(keys: Keys, architecture: str) -> None:
     _check_blocks(keys, architecture)
     _check_experts(keys, architecture)
     _check_vocabulary(keys)
+    _check_rope(keys, architecture)
+
+
+def _check_rope(keys: Keys, architecture: str) -> None:
     scaling = keys.optional_text(f"{architecture}.rope.scaling.type")
     if scaling is not None and scaling not in ROPE_SCALINGS:
         keys.fail(
@@ -34,6 +38,14 @@ def check_asserted(keys: Keys, architecture: str) -> None:
             found=repr(scaling)[:80],
             expected=", ".join(ROPE_SCALINGS),
         )
+    n_rot = keys.optional_integer(f"{architecture}.rope.dimension_count") or 0
+    # A head is rarely wider than the model, and never when its width is not given.
+    widest = max(
+        keys.integer(f"{architecture}.embedding_length"),
+        keys.optional_integer(f"{architecture}.attention.key_length") or 0,
+    )
+    if not 0 <= n_rot <= widest:
+        keys.fail("RoPE is wider than a head", found=str(n_rot), expected=f"at most {widest}")
 
 
 def _check_blocks(keys: Keys, architecture: str) -> None:
