@@ -62,6 +62,17 @@ class RequestState(c.Structure):
     ]
 
 
+class CapturedRow(c.Structure):
+    """``scope_captured_row``: where a captured residual belongs."""
+
+    _fields_ = [
+        ("layer", c.c_int32),
+        ("sequence", c.c_int32),
+        ("position", c.c_int32),
+        ("token", c.c_int32),
+    ]
+
+
 class _Span(c.Structure):
     _fields_ = [("from_position", c.c_int32), ("to_position", c.c_int32), ("serial", c.c_uint64)]
 
@@ -152,6 +163,9 @@ def _declare(lib: c.CDLL) -> None:
         "scope_hook_columns": (c.c_int, (vp, u32, _i32p, _i32p, _i32p, c.POINTER(c.c_int8))),
         "scope_hook_residual": (c.c_int, (vp, i32, _f32p, u32)),
         "scope_hook_end_ubatch": (None, (vp,)),
+        "scope_hook_capture": (c.c_int, (vp, _i32p, u32, size)),
+        "scope_hook_captured": (size, (vp, c.POINTER(u64))),
+        "scope_hook_take_captured": (None, (vp, c.POINTER(CapturedRow), _f32p)),
         "scope_request_begin": (c.c_int, (vp, i32, u64, i32)),
         "scope_request_end": (c.c_int, (vp, i32)),
         "scope_request_status": (c.c_int, (vp, i32, c.POINTER(RequestState))),
@@ -341,6 +355,37 @@ class Hook:
 
     def end_ubatch(self) -> None:
         self._lib.scope_hook_end_ubatch(self.handle)
+
+    # -- capture
+
+    def capture(self, layers: Sequence[int], capacity_rows: int = 0) -> None:
+        """Copies the residuals that arrive at these layers, up to ``capacity_rows`` between two takes; none: no more."""
+        code = self._lib.scope_hook_capture(
+            self.handle, _ints(layers), len(layers), capacity_rows if layers else 0
+        )
+        if code < 0:
+            raise HookError(
+                "these layers cannot be captured",
+                found=", ".join(map(str, layers)),
+                expected=f"-1 (the embedding) to {self.n_layer - 1}",
+            )
+
+    def captured(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Takes what waits: (n, 4) of layer, sequence, position, token, and (n, n_embd).
+
+        Raises:
+            HookError: rows were lost, because there were more than the capacity.
+        """
+        lost = c.c_uint64()
+        n = self._lib.scope_hook_captured(self.handle, c.byref(lost))
+        rows = np.empty((n, 4), np.int32)
+        h = np.empty((n, self.n_embd), np.float32)
+        self._lib.scope_hook_take_captured(
+            self.handle, rows.ctypes.data_as(c.POINTER(CapturedRow)), h.ctypes.data_as(_f32p)
+        )
+        if lost.value:
+            raise HookError(f"{lost.value} residuals found no room")
+        return rows, h
 
     # -- requests
 

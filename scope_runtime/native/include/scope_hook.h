@@ -110,6 +110,21 @@ int scope_hook_residual(scope_hook * hook, int32_t layer, float * h, uint32_t n_
  * call; the engine calls it after each decode. [decode] */
 void scope_hook_end_ubatch(scope_hook * hook);
 
+/* -- capture ------------------------------------------------------------------------------------------------------- */
+
+/* Copies residuals as they arrive, before any change, at these layers (SCOPE_LAYER_EMBEDDING too), from the next
+ * decode on; n_layers 0: no more. Every column's row is taken, whether or not its sequence has a request; at the last
+ * block most models have rows for the wanted outputs alone. At most `capacity_rows` wait to be taken; what finds no
+ * room is lost and counted. Drops what waits. [decode] */
+int scope_hook_capture(scope_hook * hook, const int32_t * layers, uint32_t n_layers, size_t capacity_rows);
+typedef struct {
+  int32_t layer, sequence, position, token;
+} scope_captured_row;
+/* How many rows wait; how many were lost since scope_hook_capture. [decode] */
+size_t scope_hook_captured(const scope_hook * hook, uint64_t * n_lost);
+/* Takes all rows that wait: `rows` has room for each, `h` for (rows, n_embd). [decode] */
+void scope_hook_take_captured(scope_hook * hook, scope_captured_row * rows, float * h);
+
 /* -- requests ------------------------------------------------------------------------------------------------------ */
 
 /* n_prompt counts from position 0. Columns of sequences without an open request are neither steered nor counted

@@ -25,7 +25,7 @@ bool wanted(scope_hook & hook, const void * tensor) {
   const char * name = original::get_name.require()(tensor);
   if (hook.record.on && is_probe_candidate(name)) hook.record.note(name);
   const int32_t layer = layer_of(hook, name);
-  return layer != no_layer && hook.wants(layer);
+  return layer != no_layer && (hook.wants(layer) || (hook.ubatch.open && hook.capture.wants(layer)));
 }
 
 /// F32 rows of the model's width, one after the other: all that the hook can read.
@@ -44,8 +44,13 @@ void run(scope_hook & hook, void * tensor) {
     return;
   }
   const int32_t layer = layer_of(hook, original::get_name.require()(tensor));
+  const auto n_rows = static_cast<uint32_t>(original::nrows.require()(tensor));
+  if (hook.capture.wants(layer))
+    if (float * to = hook.capture.take(layer, hook.ubatch, n_rows))
+      original::tensor_get.require()(tensor, to, 0, size_t{n_rows} * hook.n_embd * sizeof(float));
+  if (!hook.wants(layer)) return;
   Rows rows;
-  if (!hook.visit(layer, static_cast<uint32_t>(original::nrows.require()(tensor)), rows)) return;
+  if (!hook.visit(layer, n_rows, rows)) return;
 
   const size_t row_bytes = size_t{hook.n_embd} * sizeof(float);
   hook.rows.resize(size_t{rows.n} * hook.n_embd);
@@ -59,7 +64,7 @@ void run(scope_hook & hook, void * tensor) {
 }  // namespace
 
 bool callback_needed(const scope_hook & hook, const ChainedCallback & chained) {
-  return hook.wants_any() || hook.record.on || chained.function != nullptr;
+  return hook.wants_any() || hook.capture.on() || hook.record.on || chained.function != nullptr;
 }
 
 bool eval_node(scope_hook & hook, const ChainedCallback & chained, void * tensor, bool ask) {

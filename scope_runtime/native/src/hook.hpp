@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "apply.hpp"
+#include "capture.hpp"
 #include "ring.hpp"
 #include "scope_hook.h"
 #include "sequences.hpp"
@@ -79,6 +80,7 @@ struct scope_hook {
   scope::Sequences sequences;
   scope::Ubatch ubatch;
   scope::Stats stats;
+  scope::Capture capture;
   std::atomic<uint64_t> acknowledged{0};
   std::atomic<uint32_t> attached{0};
 
