@@ -63,6 +63,7 @@ class Runtime:
     Args:
         model: GGUF file of a text model.
         policy: policy file; None runs unsteered.
+        policy_root: directory that files named by policies must lie in; by default each policy's own.
         audit: file to append events to as JSON lines, fsynced; None keeps them in memory only (``events()``).
         n_ctx: tokens of context.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
@@ -80,6 +81,7 @@ class Runtime:
         model: str | Path,
         policy: str | Path | None = None,
         *,
+        policy_root: str | Path | None = None,
         audit: str | Path | None = None,
         n_ctx: int = 4096,
         n_batch: int = 512,
@@ -89,6 +91,7 @@ class Runtime:
         use_extra_bufts: bool | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
+        self._policy_root = policy_root
         self._memory = MemoryLog()
         self._sinks: list[Sink] = [self._memory]
         if audit is not None:
@@ -154,7 +157,7 @@ class Runtime:
         Atomic: no token sees two policies, and on any ScopeError the old one stays. Both are on record.
         """
         try:
-            loaded = load_policy(policy) if policy is not None else None
+            loaded = load_policy(policy, root=self._policy_root) if policy is not None else None
             apply = loaded.apply if loaded is not None else Apply.NEXT_TOKEN
             source = ProgramSource(loaded, self.shape, control_vector_layers=self._offloaded())
             old = self._engine.source.program

@@ -27,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 HERE = Path(__file__).parent
-POLICIES = HERE.parent.parent / "policies"
+ROOT = HERE.parent.parent
+POLICIES = ROOT / "policies"
 MODELS = {"shipped": HERE / "tiny-qwen3-q8_0.gguf", "f16": HERE / "tiny-qwen3-f16.gguf"}
 ARMS: dict[str, tuple[tuple[str, Path | None], ...]] = {
     "drift": (
@@ -95,7 +96,7 @@ def run_job(job: Job) -> Result:
     from scope_runtime import Runtime
 
     examples = heldout(job.kind, job.prompts)
-    with Runtime(job.model, job.policy, n_ctx=N_CTX, n_threads=1) as runtime:
+    with Runtime(job.model, job.policy, policy_root=ROOT, n_ctx=N_CTX, n_threads=1) as runtime:
         answers = [
             runtime.chat(e.messages(), max_tokens=MAX_TOKENS, temperature=0.0) for e in examples
         ]

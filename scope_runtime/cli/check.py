@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scope_runtime.cli.options import RootOption
 from scope_runtime.errors import Location, PolicyErrors, ScopeError, UsageError
 from scope_runtime.policy.lint import LintWarning, lint
 from scope_runtime.policy.load import load_policy, policy_files
@@ -34,10 +35,7 @@ def check(
     paths: Annotated[
         list[Path], typer.Argument(help="Policy files, or directories of them.", show_default=False)
     ],
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Directory that the policies' files may lie in; else each policy's own."),
-    ] = None,
+    root: RootOption = None,
     files: Annotated[
         bool, typer.Option(help="Open the packs and vectors that the policies name, and compile.")
     ] = True,

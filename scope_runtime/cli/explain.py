@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_runtime.cli.options import GpuLayersOption, JsonOption
+from scope_runtime.cli.options import GpuLayersOption, JsonOption, RootOption
 
 if TYPE_CHECKING:
     from scope_runtime.policy.model import Policy, Rule, When
@@ -28,6 +28,7 @@ def explain(
             help="The model (GGUF).  [default: the one that the policy's packs were made for]",
         ),
     ] = None,
+    root: RootOption = None,
     n_gpu_layers: GpuLayersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +43,7 @@ def explain(
     """
     from scope_runtime.policy.load import load_policy
 
-    loaded = load_policy(policy)
+    loaded = load_policy(policy, root=root)
     program = _compile(loaded, model, n_gpu_layers)
     if as_json:
         print(json.dumps(program_data(loaded, program), ensure_ascii=False))

@@ -30,6 +30,14 @@ ThreadsOption = Annotated[
 ContextOption = Annotated[
     int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Context size in tokens.")
 ]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="Directory that the policies' files may lie in; else each policy's own.",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document, errors included.")
 ]

@@ -17,6 +17,7 @@ from scope_runtime.cli.options import (
     GpuLayersOption,
     JsonOption,
     ModelOption,
+    RootOption,
     ThreadsOption,
     parse_labels,
 )
@@ -71,6 +72,7 @@ def run(
     policy: Annotated[
         Path | None, typer.Option("--policy", "-P", metavar="FILE", help="The policy to obey.")
     ] = None,
+    root: RootOption = None,
     no_policy: Annotated[
         bool, typer.Option("--no-policy", help="Run unsteered, whatever --policy says.")
     ] = False,
@@ -144,6 +146,7 @@ def run(
         Runtime(
             model,
             None if no_policy or compare else policy,
+            policy_root=root,
             audit=audit,
             n_ctx=ctx,
             n_gpu_layers=n_gpu_layers,
