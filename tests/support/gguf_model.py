@@ -1,7 +1,7 @@
 """Writes a model of our own making as a GGUF file that llama.cpp runs: shape, tokenizer, tensors.
 
-Tensor names and key names are those of llama.cpp's `llama`, `qwen3` and `qwen3moe` graphs. No torch
-here: the overhead benchmark writes its model with this module too.
+Tensor and key names are those of llama.cpp's `llama`, `qwen3`, `qwen3moe` and `qwen35` graphs. No
+torch here: the overhead benchmark writes its model with this module too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ class Shape:
     """Everything that fixes which tensors a model has.
 
     Attributes:
-        architecture: llama.cpp's name: ``llama``, ``qwen3`` or ``qwen3moe``.
+        architecture: llama.cpp's name: ``llama``, ``qwen3``, ``qwen3moe`` or ``qwen35``.
         n_expert: experts a block (``qwen3moe`` only), of which each token uses ``n_expert_used``;
             ``n_ff`` is then the width of one expert.
+        full_every: every so manieth block has attention, the others a gated delta rule with
+            ``n_delta_head`` heads of ``delta_dim`` (``qwen35`` only).
         tied: the output matrix is the embedding.
     """
 
@@ -42,27 +44,31 @@ class Shape:
     n_vocab: int = 320
     n_expert: int = 0
     n_expert_used: int = 0
+    full_every: int = 1
+    n_delta_head: int = 0
+    delta_dim: int = 0
     tied: bool = False
     n_ctx_train: int = 4096
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
 
+    @property
+    def rope_dim(self) -> int:
+        """How much of each head is rotated."""
+        return self.head_dim // 4 if self.architecture == "qwen35" else self.head_dim
+
+
+DELTA_KERNEL = 4
+
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """GGUF tensor name to numpy shape, matrices as (rows, columns) = (outputs, inputs)."""
-    e, f, hd = shape.n_embd, shape.n_ff, shape.head_dim
+    e, f = shape.n_embd, shape.n_ff
     tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.n_vocab, e)}
     for i in range(shape.n_layer):
-        block: dict[str, tuple[int, ...]] = {
-            "attn_norm": (e,),
-            "attn_q": (shape.n_head * hd, e),
-            "attn_k": (shape.n_head_kv * hd, e),
-            "attn_v": (shape.n_head_kv * hd, e),
-            "attn_output": (e, shape.n_head * hd),
-            "ffn_norm": (e,),
-        }
-        if shape.architecture.startswith("qwen3"):
-            block |= {"attn_q_norm": (hd,), "attn_k_norm": (hd,)}
+        block = _attention(shape) if (i + 1) % shape.full_every == 0 else _delta_rule(shape)
+        second_norm = "post_attention_norm" if shape.architecture == "qwen35" else "ffn_norm"
+        block |= {"attn_norm": (e,), second_norm: (e,)}
         if shape.n_expert:
             n = shape.n_expert
             block |= {
@@ -73,11 +79,43 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
             }
         else:
             block |= {"ffn_gate": (f, e), "ffn_up": (f, e), "ffn_down": (e, f)}
-        tensors |= {f"blk.{i}.{name}.weight": dims for name, dims in block.items()}
+        for name, dims in block.items():
+            whole = name if name in ("ssm_a", "ssm_dt.bias") else f"{name}.weight"
+            tensors[f"blk.{i}.{whole}"] = dims
     tensors["output_norm.weight"] = (e,)
     if not shape.tied:
         tensors["output.weight"] = (shape.n_vocab, e)
     return tensors
+
+
+def _attention(shape: Shape) -> dict[str, tuple[int, ...]]:
+    e, hd = shape.n_embd, shape.head_dim
+    gated = 2 if shape.architecture == "qwen35" else 1  # each head's query, then its gate
+    block: dict[str, tuple[int, ...]] = {
+        "attn_q": (shape.n_head * hd * gated, e),
+        "attn_k": (shape.n_head_kv * hd, e),
+        "attn_v": (shape.n_head_kv * hd, e),
+        "attn_output": (e, shape.n_head * hd),
+    }
+    if shape.architecture.startswith("qwen3"):
+        block |= {"attn_q_norm": (hd,), "attn_k_norm": (hd,)}
+    return block
+
+
+def _delta_rule(shape: Shape) -> dict[str, tuple[int, ...]]:
+    e, n = shape.n_embd, shape.n_delta_head
+    inner = n * shape.delta_dim
+    return {
+        "attn_qkv": (3 * inner, e),
+        "attn_gate": (inner, e),
+        "ssm_conv1d": (3 * inner, DELTA_KERNEL),
+        "ssm_dt.bias": (n,),
+        "ssm_a": (n,),
+        "ssm_beta": (n, e),
+        "ssm_alpha": (n, e),
+        "ssm_norm": (shape.delta_dim,),
+        "ssm_out": (e, inner),
+    }
 
 
 def byte_letters() -> list[str]:
@@ -112,6 +150,12 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[int], list[str]]:
     return tokens, [int(t) for t in types], [f"{a} {b}" for a, b in pairs]
 
 
+def rope_sections(shape: Shape) -> list[int]:
+    """How the rotated pairs are shared by time, height and width; for text all three are equal."""
+    pairs = shape.rope_dim // 2
+    return [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+
+
 def write_model(
     path: Path,
     shape: Shape,
@@ -131,7 +175,15 @@ def write_model(
     writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_rope_freq_base(shape.rope_base)
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_dimension_count(shape.rope_dim)
+    if shape.n_delta_head:
+        writer.add_rope_dimension_sections([*rope_sections(shape), 0])
+        writer.add_full_attention_interval(shape.full_every)
+        writer.add_ssm_conv_kernel(DELTA_KERNEL)
+        writer.add_ssm_state_size(shape.delta_dim)
+        writer.add_ssm_group_count(shape.n_delta_head)
+        writer.add_ssm_time_step_rank(shape.n_delta_head)
+        writer.add_ssm_inner_size(shape.n_delta_head * shape.delta_dim)
     if shape.n_expert:
         writer.add_expert_count(shape.n_expert)
         writer.add_expert_used_count(shape.n_expert_used)
