@@ -93,7 +93,10 @@ void begin_ubatch(scope_hook & hook, const void * ubatch) {
     prove_ubatch_layout(ubatch, hook.expected);
     hook.expected.clear();
   }
-  if (ubatch_layout() != Layout::proved) return;
+  if (ubatch_layout() != Layout::proved) {
+    hook.attached.fetch_and(~uint32_t{SCOPE_ATTACH_COLUMNS});
+    return;
+  }
   hook.attached.fetch_or(SCOPE_ATTACH_COLUMNS);
 
   ReadColumns read;

@@ -16,7 +16,9 @@ int32_t layer_of(const scope_hook & hook, const char * name) {
   return !hook.embedding_node.empty() && hook.embedding_node == name ? SCOPE_LAYER_EMBEDDING : no_layer;
 }
 
+/// Views and copies, "… (view)", are not hook points.
 bool is_probe_candidate(const char * name) {
+  if (std::strchr(name, ' ') != nullptr) return false;
   return std::strncmp(name, "l_out-", 6) == 0 || std::strncmp(name, "embd", 4) == 0 ||
          std::strncmp(name, "inp_", 4) == 0 || std::strstr(name, "input_embed") != nullptr;
 }
