@@ -1,16 +1,21 @@
 """Published SAEs and steering vectors in, files that the runtime loads out."""
 
-from converters.features import FeatureRequest, SaeLayer, SaeRows, SaeSet
+from converters.features import FeatureRequest, ReadOptions, SaeLayer, SaeRows, SaeSet, Vectors
+from converters.load import load, open_source
 from converters.pack import convert_pack
 from scope_runtime.packs import write_pack
 from scope_runtime.vectors import write_control_vector
 
 __all__ = [
     "FeatureRequest",
+    "ReadOptions",
     "SaeLayer",
     "SaeRows",
     "SaeSet",
+    "Vectors",
     "convert_pack",
+    "load",
+    "open_source",
     "write_control_vector",
     "write_pack",
 ]

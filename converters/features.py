@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from scope_runtime.errors import Location, UsageError
 from scope_runtime.files import open_regular, read_exactly
 from scope_runtime.pack_types import F32Array, I64Array
 from scope_runtime.policy.model import EMBEDDING, GateKind
+
+if TYPE_CHECKING:
+    from converters.probe import Probe
 
 MAX_LIST_BYTES = 16 << 20
 
@@ -47,14 +50,41 @@ class SaeRows:
 
 
 class SaeLayer(Protocol):
-    """One layer of an SAE, still in its file: nothing is read but the rows that are asked for."""
+    """One layer of an SAE, still in its file: nothing is read but the rows that are asked for.
 
-    layer: int
-    width: int
-    d_sae: int
-    gate: GateKind
-    k: int | None
-    file: Path
+    Attributes:
+        layer: 0-based block whose output it was trained on, or `EMBEDDING`.
+        k: of its top-k, if it has one and says so.
+        file: its weights.
+        files: what else it took: configuration.
+        kind: the format, in a word.
+        notes: sentences on what is not exact.
+        hook_point: where it was trained, as its publisher says it.
+        base_model: what it was trained on, as the publisher names it.
+    """
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def gate(self) -> GateKind: ...
+    @property
+    def k(self) -> int | None: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def hook_point(self) -> str: ...
+    @property
+    def base_model(self) -> str | None: ...
 
     def rows(self, ids: I64Array) -> SaeRows:
         """Some features. Raises PackError if one is not in the SAE or holds a NaN."""
@@ -62,6 +92,10 @@ class SaeLayer(Protocol):
 
     def encoder(self) -> tuple[F32Array, F32Array]:
         """The whole encoder, folded: (d_sae, width), mapped where the format allows, and (d_sae,)."""
+        ...
+
+    def tensors(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        """Name, shape and type of every tensor in the file."""
         ...
 
 
@@ -77,15 +111,85 @@ class SaeSet(Protocol):
         files: other files of the set that belong to its provenance: configuration, licence.
     """
 
-    path: Path
-    kind: str
-    layers: tuple[int, ...]
-    base_model: str | None
-    n_layer: int | None
-    files: tuple[Path, ...]
+    @property
+    def path(self) -> Path: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def base_model(self) -> str | None: ...
+    @property
+    def n_layer(self) -> int | None: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
 
     def open(self, layer: int) -> SaeLayer:
         """One layer. Raises PackError if it is not there or cannot be trusted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """Steering vectors: a direction for each of some layers.
+
+    Attributes:
+        path: the file.
+        kind: the format, in a word.
+        digest: SHA-256 of the file, lower-case hex.
+        layers: by 0-based block whose output they belong to, (width,), F32, ascending.
+        operation: ``add``: the direction is added, times a strength; ``project``: the residual's
+            part along it is taken out (what a policy calls ``ablate``).
+        alpha: the strength that the file recommends, if it does.
+        model_hint: architecture or name of the model they were made for, if the file says so.
+        metadata: what else the file says of itself, sorted.
+    """
+
+    path: Path
+    kind: str
+    digest: str
+    layers: Mapping[int, F32Array]
+    operation: str = "add"
+    alpha: float | None = None
+    model_hint: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream that the directions are for."""
+        return next(iter(self.layers.values())).size
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a person knows of an SAE that its files do not say.
+
+    Attributes:
+        k: of its top-k.
+        layer: block whose output it was trained on, or `EMBEDDING`.
+        input_scale: what its input is multiplied with before the encoder.
+    """
+
+    k: int | None = None
+    layer: int | None = None
+    input_scale: float | None = None
+
+
+class Reader(Protocol):
+    """One format: whether a file is of it, from what is in it, and how to read it.
+
+    Attributes:
+        kind: the format, in a word.
+    """
+
+    kind: str
+
+    def recognise(self, probe: Probe) -> str | None:
+        """What in the file shows that it is of this format, or None."""
+        ...
+
+    def open(self, probe: Probe, options: ReadOptions) -> SaeLayer | Vectors:
+        """The layer or vectors in it. Raises PackError or UsageError."""
         ...
 
 

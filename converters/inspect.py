@@ -6,17 +6,22 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters.features import ReadOptions, SaeLayer, SaeSet, Vectors
+from converters.licence import find_licence
+from converters.load import open_source
 from converters.readers.qwen_scope import QwenScopeLayer, QwenScopeSet
-from scope_runtime.errors import Location, PackError
+from scope_runtime.errors import PackError
 from scope_runtime.files import Progress, cached_sha256, open_regular, read_exactly
 from scope_runtime.gguf_check import read_header
 from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.packs import ARCHITECTURE as FEATURE_PACK
 from scope_runtime.packs import FeaturePack, layer_name, read_pack
+from scope_runtime.policy.model import GateKind
 from scope_runtime.vectors import ARCHITECTURE as CONTROL_VECTOR
 from scope_runtime.vectors import read_control_vector
 
 MAX_SHOWN_CHARACTERS = 200
+_LAYER_NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.sae\.pt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +42,43 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
 
-def inspect_file(path: str | Path, progress: Progress | None = None) -> Inspection:
+def inspect_file(
+    path: str | Path, progress: Progress | None = None, options: ReadOptions | None = None
+) -> Inspection:
     """Say what a file or folder is, from its content.
 
     Args:
-        path: a GGUF file, an SAE layer (``.pt``) or a folder of them.
+        path: a pack, a model, or whatever `converters.load` opens.
         progress: called while the digest of a large file is made.
+        options: what the files do not say.
 
     Raises:
         PackError: it is none of these, or a damaged one.
         ModelError: it is a model that cannot be used.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _set(path)
-    with open_regular(path, PackError) as file:
-        start = bytes(read_exactly(file, 0, 4))
-        architecture = None
-        if start == b"GGUF":
-            header = read_header(file, str(path), PackError)
-            architecture = header.values.get("general.architecture")
-    if architecture == FEATURE_PACK:
-        return _pack(read_pack(path))
-    if architecture == CONTROL_VECTOR:
-        return _vector(path)
-    if start == b"GGUF":
-        return _model(path, progress)
-    if start == b"PK\x03\x04":
-        return _sae(path, progress)
-    raise PackError(
-        "neither a GGUF file nor a .pt file",
-        location=Location(str(path)),
-        found=f"{start!r} at the start",
-    )
+    if not str(path).startswith("hf:") and not Path(path).is_dir():
+        path = Path(path)
+        with open_regular(path, PackError) as file:
+            architecture = None
+            start = bytes(read_exactly(file, 0, 4))
+            if start == b"GGUF":
+                header = read_header(file, str(path), PackError)
+                architecture = header.values.get("general.architecture")
+                projects = header.values.get("glp.mode") not in (None, "add")
+        if architecture == FEATURE_PACK:
+            return _pack(read_pack(path))
+        if architecture == CONTROL_VECTOR and not projects:
+            return _vector(path)
+        if start == b"GGUF" and architecture not in (None, CONTROL_VECTOR, "glp"):
+            return _model(path, progress)
+        if options is None and _LAYER_NAME.match(path.name) is None and start == b"PK\x03\x04":
+            options = ReadOptions(layer=0)  # it need not say its layer to be looked at
+    opened = open_source(path, options=options)
+    if isinstance(opened, Vectors):
+        return _vectors(opened)
+    if len(opened.layers) == 1 and not isinstance(opened, QwenScopeSet):
+        return _sae(path, opened, opened.open(opened.layers[0]), progress)
+    return _set(path, opened)
 
 
 def _pack(pack: FeaturePack) -> Inspection:
@@ -138,34 +147,61 @@ def _model(path: Path, progress: Progress | None) -> Inspection:
     return Inspection(str(path), "model", _shortened(facts))
 
 
-def _sae(path: Path, progress: Progress | None) -> Inspection:
-    match = re.match(r"layer(\d{1,4})\.", path.name)
-    sae = QwenScopeLayer(path, int(match[1]) if match else 0, None, width=None, d_sae=None)
-    k = None
-    if (path.parent / "config.json").exists():
-        k = QwenScopeSet(path.parent).k if match else None
+def _vectors(vectors: Vectors) -> Inspection:
     facts = (
-        ("layer", match[1] if match else "not said"),
+        ("layers", ", ".join(map(layer_name, vectors.layers))),
+        ("width", str(vectors.width)),
+        ("operation", vectors.operation),
+        ("strength", f"{vectors.alpha:g}" if vectors.alpha is not None else "not said"),
+        ("made for", vectors.model_hint or "not said"),
+        ("sha256", vectors.digest),
+        *vectors.metadata,
+    )
+    return Inspection(str(vectors.path), f"{vectors.kind} steering vectors", _shortened(facts))
+
+
+def _sae(path: str | Path, sae_set: SaeSet, sae: SaeLayer, progress: Progress | None) -> Inspection:
+    qwen = isinstance(sae, QwenScopeLayer)
+    named = not qwen or _LAYER_NAME.match(sae.file.name)
+    tensors = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in sae.tensors())
+    facts = (
+        ("trained on", sae.base_model or "not said"),
+        ("layer", layer_name(sae.layer) if named else "not said"),
         ("features", str(sae.d_sae)),
         ("width", str(sae.width)),
-        ("gate", f"top-{k}" if k else "top-k, k not said"),
-        ("hook point", "output of the block"),
-        ("tensors", ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in sae.tensors())),
-        ("sha256", cached_sha256(path, PackError, progress=progress)),
+        ("gate", _gate(sae)),
+        ("hook point", sae.hook_point),
+        ("tensors", tensors),
+        ("sha256", cached_sha256(sae.file, PackError, progress=progress)),
+        *_licence(sae_set, sae),
     )
-    return Inspection(str(path), "Qwen-Scope SAE of one layer", facts)
+    kind = "Qwen-Scope" if qwen else sae.kind
+    return Inspection(str(path), f"{kind} SAE of one layer", _shortened(facts), notes=sae.notes)
 
 
-def _set(path: Path) -> Inspection:
-    sae_set = QwenScopeSet(path)
+def _set(path: str | Path, sae_set: SaeSet) -> Inspection:
+    sae = sae_set.open(sae_set.layers[0])
     facts = (
         ("trained on", sae_set.base_model or "not said"),
-        ("layers", ", ".join(map(str, sae_set.layers))),
+        ("layers", ", ".join(map(layer_name, sae_set.layers))),
         ("model's layers", str(sae_set.n_layer or "not said")),
-        ("gate", f"top-{sae_set.k}" if sae_set.k else "top-k, k not said"),
-        ("hook point", "output of the block"),
+        ("gate", _gate(sae)),
+        ("hook point", sae.hook_point),
+        *_licence(sae_set, sae),
     )
-    return Inspection(str(path), "Qwen-Scope SAE set", _shortened(facts))
+    kind = "Qwen-Scope" if isinstance(sae, QwenScopeLayer) else sae_set.kind
+    return Inspection(str(path), f"{kind} SAE set", _shortened(facts), notes=sae.notes)
+
+
+def _gate(sae: SaeLayer) -> str:
+    if sae.gate is not GateKind.TOPK:
+        return str(sae.gate)
+    return f"top-{sae.k}" if sae.k else "top-k, k not said"
+
+
+def _licence(sae_set: SaeSet, sae: SaeLayer) -> tuple[tuple[str, str], ...]:
+    text = find_licence([sae_set.path, sae.file.parent])
+    return (("licence", text.strip()),) if text else ()
 
 
 def _shortened(facts: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

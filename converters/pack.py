@@ -1,21 +1,31 @@
-"""From a set of SAEs to a feature pack: the rows that are asked for, and where they come from."""
+"""From a set of SAEs to a feature pack: the rows asked for, and where they come from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from converters.features import FeatureRequest, SaeLayer, SaeSet, by_layer, ids_of
-from converters.readers.qwen_scope import QwenScopeSet
+from converters.features import (
+    FeatureRequest,
+    ReadOptions,
+    SaeLayer,
+    SaeSet,
+    Vectors,
+    by_layer,
+    ids_of,
+)
+from converters.hub import HubSet
+from converters.licence import find_licence
+from converters.load import open_source
 from scope_runtime.errors import Location, PackError, UsageError
-from scope_runtime.files import Progress, cached_sha256, open_regular, read_exactly
+from scope_runtime.files import Progress, cached_sha256
 from scope_runtime.llama.checks import ModelInfo, check_model
 from scope_runtime.pack_types import FeaturePack, PackLayer, PackModel, layer_name
 from scope_runtime.packs import read_pack, write_pack
 from scope_runtime.policy.model import GateKind
 from scope_runtime.version import __version__
-
-MAX_LICENCE_BYTES = 256 << 10
 
 Report = Callable[[str], Progress | None]
 """Told what is being done now; gives back whom to tell how far it has come."""
@@ -36,20 +46,23 @@ def convert_pack(
     k: int | None = None,
     digests: bool = True,
     report: Report = _quiet,
+    options: ReadOptions | None = None,
 ) -> FeaturePack:
-    """Make a feature pack of some features of a Qwen-Scope set.
+    """Make a feature pack of some features of an SAE set.
 
     Args:
-        sae_dir: the set.
+        sae_dir: the set: a folder, a file, or a repository of the hub, as `converters.load` has it.
         features: what is wanted; each once.
         out: the pack to be written, replaced if it exists.
         exact_gate_layers: layers whose whole encoder goes into the pack, so that the gate is the
-            SAE's own top-k. In the others a ReLU stands in, and the pack says so.
+            SAE's own top-k. In the others a ReLU stands in, and the pack says so. SAEs with another
+            gate than top-k are exact as they are.
         architecture: llama.cpp's name of the model, unless ``model`` is given.
         model: a GGUF file of the model; gives architecture, layers and width, and must fit the set.
         k: of the top-k, where the set has no configuration.
         digests: whether to record SHA-256 of the SAE files (each is read once, then remembered).
         report: told what is being done.
+        options: what else the set does not say.
 
     Returns:
         The pack, read back from ``out``.
@@ -68,27 +81,28 @@ def convert_pack(
             found=layer_name(stray[0]),
             expected="one of " + ", ".join(layer_name(each) for each in wanted),
         )
-    sae_set = QwenScopeSet(sae_dir, k=k)
-    if sae_set.k is None:
+    options = replace(options or ReadOptions(), k=k) if k is not None else options
+    sae_set = open_source(sae_dir, options=options, layers=tuple(wanted))
+    if isinstance(sae_set, Vectors):
         raise UsageError(
-            "k of the top-k gate is not known: the set has no config.json, or none with k",
+            "steering vectors have no features",
             location=Location(str(sae_dir)),
-            hint="Give it with --k",
+            found=sae_set.kind,
+            expected="an SAE",
         )
     info = check_model(model) if model is not None else None
     layers: list[PackLayer] = []
-    files: list[Path] = list(sae_set.files)
+    saes: list[SaeLayer] = []
     for number, requests in wanted.items():
         report(f"layer {layer_name(number)}")
         sae = sae_set.open(number)
+        saes.append(sae)
         layers.append(_layer(sae, requests, exact=number in exact_gate_layers))
-        files.append(sae.file)
     pack_model = _model(sae_set, layers, architecture, info)
-    provenance = _provenance(sae_set)
+    provenance = _provenance(sae_set, saes)
     if digests:
-        for file in files:
+        for name, file in _files(sae_set, saes).items():
             progress = report(f"digest of {file.name}")
-            name = file.name.lower().replace("-", "_")
             provenance[f"sha256.{name}"] = cached_sha256(file, PackError, progress=progress)
     report(f"writing {Path(out).name}")
     write_pack(out, pack_model, layers, provenance)
@@ -96,10 +110,22 @@ def convert_pack(
 
 
 def _layer(sae: SaeLayer, requests: tuple[FeatureRequest, ...], *, exact: bool) -> PackLayer:
+    topk = sae.gate is GateKind.TOPK
+    if topk and sae.k is None:
+        raise UsageError(
+            "k of the top-k gate is not known: the set has no config.json, or none with k",
+            location=Location(str(sae.file.parent)),
+            hint="Give it with --k",
+        )
+    if exact and not topk:
+        raise UsageError(
+            f"the gate of layer {layer_name(sae.layer)} is exact without the whole encoder",
+            found=str(sae.gate),
+        )
     rows = sae.rows(ids_of(requests))
     full_enc, full_enc_bias = sae.encoder() if exact else (None, None)
-    notes: tuple[str, ...] = ()
-    if not exact:
+    notes = sae.notes
+    if topk and not exact:
         notes = (
             f"top-{sae.k} gate without the full encoder: relu stands in, and a feature can be "
             f"active where the SAE would not have chosen it among its {sae.k}",
@@ -111,8 +137,9 @@ def _layer(sae: SaeLayer, requests: tuple[FeatureRequest, ...], *, exact: bool) 
         enc=rows.enc,
         enc_bias=rows.enc_bias,
         dec=rows.dec,
-        gate=GateKind.TOPK if exact else GateKind.RELU,
+        gate=GateKind.RELU if topk and not exact else sae.gate,
         k=sae.k,
+        thresholds=rows.thresholds,
         full_enc=full_enc,
         full_enc_bias=full_enc_bias,
         d_sae=sae.d_sae,
@@ -154,19 +181,31 @@ def _model(
     return PackModel(info.architecture, info.n_layer, info.n_embd, sae_set.base_model or info.name)
 
 
-def _provenance(sae_set: SaeSet) -> dict[str, str]:
+def _provenance(sae_set: SaeSet, saes: Sequence[SaeLayer]) -> dict[str, str]:
+    name = sae_set.path.resolve().name
     provenance = {
-        "source": sae_set.base_model or sae_set.path.resolve().name,
-        "sae.kind": f"{sae_set.kind} topk_sae",
-        "sae.set": sae_set.path.resolve().name,
+        "source": sae_set.base_model or name,
+        "sae.kind": ", ".join(sorted({sae.kind for sae in saes})),
+        "sae.set": name,
         "tool": f"scope-runtime {__version__}",
     }
-    for file in sae_set.files:
-        if file.name.startswith("LICENSE"):
-            with open_regular(file, PackError) as opened:
-                raw = bytes(read_exactly(opened, 0, MAX_LICENCE_BYTES))
-            text = raw.decode("utf-8", "replace").replace("\r\n", "\n")
-            provenance["licence"] = "".join(
-                each for each in text if each.isprintable() or each in "\n\t"
-            )
-    return provenance
+    for sae in saes:
+        provenance[f"sae.hook.{layer_name(sae.layer)}"] = sae.hook_point
+    if isinstance(sae_set, HubSet):
+        provenance["hub.repository"] = sae_set.repository
+        provenance["hub.commit"] = sae_set.commit
+        provenance["sae.set"] = sae_set.repository
+    licence = find_licence([sae_set.path, *(sae.file.parent for sae in saes)])
+    return provenance | ({"licence": licence} if licence is not None else {})
+
+
+def _files(sae_set: SaeSet, saes: Sequence[SaeLayer]) -> dict[str, Path]:
+    """The files that the pack is made of, by names that a key can have, each apart."""
+    root = sae_set.path if sae_set.path.is_dir() else sae_set.path.parent
+    files = {file for sae in saes for file in (sae.file, *sae.files)}
+    named = {}
+    for file in sorted(files):
+        below = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
+        name = re.sub(r"[^a-z0-9_.]", "_", below.as_posix().lower().replace("/", "."))
+        named[re.sub(r"\.{2,}", ".", name).strip(".")] = file
+    return named

@@ -62,7 +62,8 @@ def read_control_vector(path: str | Path) -> ControlVector:
     """
     with open_regular(path, PackError) as file:
         header = read_header(file, str(path), PackError)
-        layers = _directions(file, header)
+        _check_kind(header)
+        layers = read_directions(file, header)
         return ControlVector(str(path), sha256_of(file), _hint(header), layers, _metadata(header))
 
 
@@ -141,7 +142,7 @@ def _check(layer: int, direction: F32Array, width: int, location: Location) -> N
         raise
 
 
-def _directions(file: BinaryIO, header: Header) -> Mapping[int, F32Array]:
+def _check_kind(header: Header) -> None:
     keys = Keys(header, PackError)
     architecture = keys.optional_text("general.architecture")
     if architecture not in (
@@ -160,6 +161,15 @@ def _directions(file: BinaryIO, header: Header) -> Mapping[int, F32Array]:
             found=f"glp.mode {mode!r}",
             expected="'add'",
         )
+
+
+def read_directions(file: BinaryIO, header: Header) -> Mapping[int, F32Array]:
+    """The directions of an open control vector by layer, ascending, whatever its keys say.
+
+    Raises:
+        PackError: llama.cpp would refuse or misread the file.
+    """
+    keys = Keys(header, PackError)
     if not header.tensors:
         keys.fail("a control vector without directions")
     if header.padded_end > header.file_bytes:  # llama.cpp reads the padding of the last tensor too

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from converters.features import SaeRows
+from converters.features import ReadOptions, SaeRows
+from converters.licence import LICENCE_FILES
+from converters.probe import Probe, check_inside
 from converters.readers.torch_file import as_float32, load_tensors
 from scope_runtime.errors import Location, PackError, UsageError
 from scope_runtime.files import open_regular, read_exactly
@@ -26,7 +28,38 @@ KIND = "qwen-scope"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_D_SAE = 1 << 24
 _LAYER_FILE = re.compile(r"layer(0|[1-9][0-9]{0,3})\.sae\.pt")
-_COMPANIONS = ("config.json", "LICENSE", "LICENSE.txt", "LICENSE.md")
+_COMPANIONS = ("config.json", *LICENCE_FILES)
+
+
+class QwenScope:
+    """One file of a set; see the module."""
+
+    kind = KIND
+
+    def recognise(self, probe: Probe) -> str | None:
+        """W_enc (d_sae, d_model) and W_dec (d_model, d_sae) in a .pt file, no threshold."""
+        if probe.type != "pt" or not {"W_enc", "W_dec", "b_enc"} <= probe.names:
+            return None
+        enc, dec, bias = (probe.weights.arrays[name].shape for name in ("W_enc", "W_dec", "b_enc"))
+        if "threshold" in probe.names or len(enc) != 2 or dec != enc[::-1] or bias != enc[:1]:
+            return None
+        if isinstance(probe.configuration.values.get("trainer"), dict):
+            return None  # dictionary_learning's, of as many features as the model is wide
+        return "W_enc (d_sae, d_model) and W_dec (d_model, d_sae) in a .pt file"
+
+    def open(self, probe: Probe, options: ReadOptions) -> QwenScopeLayer:
+        """The layer, with its folder's configuration."""
+        match = _LAYER_FILE.fullmatch(probe.path.name)
+        if match:
+            return QwenScopeSet(probe.path.parent, k=options.k).open(int(match[1]))
+        if options.layer is None:
+            raise PackError(
+                "the layer is not said",
+                location=Location(str(probe.path)),
+                found=f"the name {probe.path.name!r}",
+                expected="layerN.sae.pt, or --layer",
+            )
+        return QwenScopeLayer(probe.path, options.layer, options.k, width=None, d_sae=None)
 
 
 class QwenScopeSet:
@@ -83,14 +116,21 @@ class QwenScopeSet:
                 location=Location(str(self.path)),
                 expected="one of " + ", ".join(map(str, self.layers)),
             )
-        _check_inside(file, self.path)
-        return QwenScopeLayer(file, layer, self.k, width=self._width, d_sae=self._d_sae)
+        check_inside(file, self.path)
+        sae = QwenScopeLayer(file, layer, self.k, width=self._width, d_sae=self._d_sae)
+        sae.files, sae.base_model = self.files, self.base_model
+        return sae
 
 
 class QwenScopeLayer:
     """One ``layer{n}.sae.pt``; see `converters.features.SaeLayer`."""
 
+    kind = f"{KIND} topk_sae"
     gate = GateKind.TOPK
+    hook_point = "output of the block"
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    base_model: str | None = None
 
     def __init__(
         self, file: Path, layer: int, k: int | None, *, width: int | None, d_sae: int | None
@@ -210,13 +250,3 @@ class _Config:
 
     def _fail(self, message: str, *, found: str, expected: str | None = None) -> NoReturn:
         raise PackError(message, location=Location(str(self.path)), found=found, expected=expected)
-
-
-def _check_inside(file: Path, folder: Path) -> None:
-    """Refuse a link that leads out of the set. The hub's cache links to ``blobs`` beside it."""
-    real, root = file.resolve(), folder.resolve()
-    inside = real.is_relative_to(root)
-    if not inside and root.parent.name == "snapshots":
-        inside = real.is_relative_to(root.parent.parent / "blobs")
-    if not inside:
-        raise PackError("a link that leads out of the set", location=Location(str(file)))

@@ -15,16 +15,67 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from converters.readers.stored import File, MappedArray, StoredArray
 from scope_runtime.errors import Location, PackError, UsageError
 from scope_runtime.files import open_regular
 from scope_runtime.pack_types import F32Array
 
+KIND = "pt"
 MAX_RECORDS = 4096
 MAX_PICKLE_BYTES = 1 << 20
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """The tensors of a ``.pt`` file that holds a dictionary of tensors, mapped.
+
+    Raises:
+        PackError: no such file, or one that is not what it should be.
+        UsageError: PyTorch is not installed.
+    """
+    loaded = load_values(path)
+    if not isinstance(loaded, dict):
+        _fail(path, "not a dictionary of tensors", found=type(loaded).__name__)
+    for name, tensor in loaded.items():
+        if not isinstance(name, str):
+            _fail(path, "not a dictionary of tensors", found=f"{name!r}: {type(tensor).__name__}")
+        check_tensor(tensor, name, path)
+    return loaded
+
+
+def open_torch(path: Path) -> File:
+    """The same as arrays in their file; whole numbers that stand alone become its metadata.
+
+    Raises:
+        PackError, UsageError: as `load_tensors`.
+    """
+    arrays: dict[str, StoredArray] = {}
+    metadata: dict[str, str] = {}
+    for name, tensor in load_tensors(path).items():
+        if tensor.numel() == 0:
+            _fail(path, f"{name[:80]} is empty", found=str(tuple(tensor.shape)))
+        if tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex():
+            metadata[name] = str(tensor.item())
+        else:
+            arrays[name] = as_array(tensor)
+    return File(path, KIND, arrays, metadata)
+
+
+def as_array(tensor: Any) -> StoredArray:
+    """A tensor as an array, over the same bytes."""
+    import torch
+
+    types = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return MappedArray(tensor.view(torch.int16).numpy().view(np.uint16), "BF16")
+    if tensor.dtype in types:
+        return MappedArray(tensor.numpy(), types[tensor.dtype])
+    placeholder = np.broadcast_to(np.zeros(1, np.uint8), tuple(tensor.shape))
+    return MappedArray(placeholder, str(tensor.dtype).removeprefix("torch."))
+
+
+def load_values(path: Path) -> Any:
+    """Whatever a ``.pt`` file holds of tensors, numbers, text and collections of them, mapped.
 
     Raises:
         PackError: no such file, or one that is not what it should be.
@@ -39,18 +90,20 @@ def load_tensors(path: Path) -> dict[str, Any]:
         ) from None
     _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as reason:  # whatever a damaged pickle makes it raise
         first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         _fail(path, "not a file of tensors", found=first[:200])
-    if not isinstance(loaded, dict):
-        _fail(path, "not a dictionary of tensors", found=type(loaded).__name__)
-    for name, tensor in loaded.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            _fail(path, "not a dictionary of tensors", found=f"{name!r}: {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            _fail(path, f"{name} is no plain tensor", found=str(tensor.layout))
-    return loaded
+
+
+def check_tensor(tensor: Any, name: object, path: Path) -> None:
+    """Raise PackError if this is no plain tensor in main memory."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        _fail(path, "not a dictionary of tensors", found=f"{name!r}: {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        _fail(path, f"{name} is no plain tensor", found=str(tensor.layout))
 
 
 def as_float32(tensor: Any, what: str, path: Path) -> F32Array:

@@ -438,5 +438,5 @@ def test_what_a_file_is(sae: Sae, tmp_path: Path) -> None:
     model.write_bytes(raw_model().to_bytes())
     assert dict(inspect_file(model).facts)["types"] == "F32, Q8_0"
     (tmp_path / "x").write_text("text")
-    with pytest.raises(PackError, match="neither a GGUF file nor a"):
+    with pytest.raises(PackError, match="no format that is known; found a file of type unknown"):
         inspect_file(tmp_path / "x")

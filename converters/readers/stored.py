@@ -1,0 +1,148 @@
+"""Arrays that stay in their file: some rows, some columns or pieces of them, as F32."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from scope_runtime.errors import Location, PackError
+from scope_runtime.pack_types import F32Array, I64Array, check_finite
+
+BLOCK_BYTES = 8 << 20
+"""About as much is held at a time of an array that is read from one end to the other."""
+
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Types that are read, and how numpy sees their bytes (it has no BF16)."""
+
+
+class StoredArray(Protocol):
+    """An array in a file.
+
+    Attributes:
+        shape: slowest dimension first.
+        type: as safetensors names it: ``F32``, ``F16``, ``BF16``, or another, which is not read.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def type(self) -> str: ...
+
+    def take(self, ids: I64Array, axis: int) -> F32Array:
+        """Some rows (axis 0) or columns (axis 1), in their order; of one dimension, elements."""
+        ...
+
+    def blocks(self) -> Iterator[tuple[int, F32Array]]:
+        """All of it, in pieces along the first axis: (index of the first row, rows)."""
+        ...
+
+
+def as_f32(values: npt.NDArray[Any], type: str) -> F32Array:
+    """A copy, exact: every F16 and BF16 number is an F32 number as well."""
+    if type == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedArray:
+    """An array whose bytes are mapped into memory; see `StoredArray`."""
+
+    values: npt.NDArray[Any]
+    type: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def take(self, ids: I64Array, axis: int) -> F32Array:
+        part = self.values[ids] if axis == 0 else self.values[:, ids]
+        return as_f32(part, self.type)
+
+    def blocks(self) -> Iterator[tuple[int, F32Array]]:
+        values = self.values if self.shape else self.values.reshape(1)
+        for start, stop in block_rows(values.shape):
+            yield start, as_f32(values[start:stop], self.type)
+
+
+def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of runs of rows that take about `BLOCK_BYTES` each."""
+    row_bytes = 4 * max(int(np.prod(shape[1:], dtype=np.int64)), 1)
+    step = max(BLOCK_BYTES // row_bytes, 1)
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def map_file(file: BinaryIO) -> mmap.mmap:
+    """The whole file, mapped, without reading ahead: rows lie far apart."""
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with suppress(AttributeError, OSError):  # not every system can be advised
+        mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class File:
+    """A file of named arrays, open for as long as this object lives.
+
+    Attributes:
+        metadata: other things that the file says of itself, as text.
+    """
+
+    path: Path
+    kind: str
+    arrays: dict[str, StoredArray]
+    metadata: dict[str, str]
+
+    def fail(
+        self, message: str, *, found: str | None = None, expected: str | None = None
+    ) -> NoReturn:
+        """Raise a PackError that lies in this file."""
+        location = Location(str(self.path))
+        raise PackError(message, location=location, found=found, expected=expected)
+
+    def array(self, name: str, shape: tuple[int, ...] | None = None) -> StoredArray:
+        """An array that must be there, hold floating-point numbers and, if given, have that shape.
+
+        Raises:
+            PackError: it does not.
+        """
+        found = self.arrays.get(name)
+        if found is None:
+            there = ", ".join(sorted(self.arrays)[:12]) or "nothing"
+            self.fail(f"{name} is missing", found=there)
+        if found.type not in FLOATS:
+            self.fail(f"{name} is of a type that is not read", found=found.type, expected="F32")
+        if shape is not None and found.shape != shape:
+            self.fail(f"{name} has the wrong shape", found=str(found.shape), expected=str(shape))
+        return found
+
+    def vector(self, name: str, n: int) -> F32Array:
+        """A whole one-dimensional array of that length, finite."""
+        values = self.array(name, (n,)).take(np.arange(n), 0)
+        self.check(lambda: check_finite(values, name))
+        return values
+
+    def scalar(self, name: str) -> float:
+        """A number, stored as an array of no dimension or of one element."""
+        found = self.array(name)
+        if found.shape not in ((), (1,)):
+            self.fail(f"{name} is no single number", found=str(found.shape))
+        value = next(iter(found.blocks()))[1].reshape(-1)
+        self.check(lambda: check_finite(value, name))
+        return float(value[0])
+
+    def check(self, checks: Callable[[], None]) -> None:
+        """Run a check whose PackError does not know the file yet."""
+        try:
+            checks()
+        except PackError as error:
+            error.location = error.location or Location(str(self.path))
+            raise
