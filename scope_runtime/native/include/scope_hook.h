@@ -64,7 +64,7 @@ uint64_t scope_hook_acknowledged(const scope_hook * hook);
 int scope_attach(void * libllama, void * libggml_base, char * err, size_t err_bytes);
 
 /* Takes the first context made without the hook's callback, chaining the callback that its owner set: an unmodified
- * llama_cpp.Llama or llama-server. One context at a time, until it is freed; NULL: none from now on. [any] */
+ * llama_cpp.Llama or llama-server. One context at a time, until it is freed; NULL: none from now on. [decode] */
 int scope_attach_default(scope_hook * hook);
 
 enum scope_attach_bits {
@@ -211,7 +211,7 @@ typedef struct {
   uint64_t n_unmatched;         /* hook points that were not steered though they should have been: an error. Rows that
                                    fit neither columns nor outputs, or a point that never came by in its ubatch */
   uint64_t n_unsteered_columns; /* columns without an open request, or raw embeddings */
-  uint64_t hook_ns;             /* time spent inside the hook */
+  uint64_t hook_ns;             /* time spent inside the hook, without its answers to which nodes it wants */
 } scope_hook_stats;
 void scope_hook_get_stats(const scope_hook * hook, scope_hook_stats * out);
 

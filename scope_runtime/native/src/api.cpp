@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "hook.hpp"
 #include "kernels.hpp"
@@ -71,15 +72,12 @@ SCOPE_API uint32_t scope_abi_version(void) {
 }
 
 SCOPE_API const char * scope_build_info(void) {
-  static char text[160];
-  if (text[0] == '\0') {
 #ifdef __clang__
-    std::snprintf(text, sizeof text, "clang %s, %s", __clang_version__, scope::kernels().name);
+  static const std::string text = std::string("clang " __clang_version__ ", ") + scope::kernels().name;
 #else
-    std::snprintf(text, sizeof text, "gcc %s, %s", __VERSION__, scope::kernels().name);
+  static const std::string text = std::string("gcc " __VERSION__ ", ") + scope::kernels().name;
 #endif
-  }
-  return text;
+  return text.c_str();
 }
 
 // -- programs

@@ -156,8 +156,8 @@ void Sequences::notice(Request & request, Ubatch & u, uint32_t c) {
     const bool before = u.state_before(c, alert.trigger).firing();
     const bool after = u.triggers_at(c)[alert.trigger].firing();
     if (before == after) continue;
-    note_alert(request, programs_[u.known_program], alert, column.sequence, column.position,
-               u.rules_at(c)[alert.rule], after);
+    note_alert(request, programs_[u.known_program], alert, column.sequence, column.position, u.rules_at(c)[alert.rule],
+               after);
   }
   if (u.excess[c].layer == no_layer) return;
   if (u.program->on_excess() == SCOPE_EXCESS_ABORT && !request.abort)

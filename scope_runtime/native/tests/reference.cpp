@@ -148,12 +148,11 @@ Matrix Reference::residual(int32_t layer, Matrix h, bool outputs_only) {
       for (size_t c = 0; c < columns_.size(); c++)
         if (steered(c)) evaluate(t, c, row_of[c].has_value());
   for (size_t c = 0; c < columns_.size(); c++)
-    if (steered(c) && row_of[c]) change(point, first_feature, c, h[*row_of[c]]);
+    if (steered(c) && row_of[c]) change(point, c, h[*row_of[c]]);
   return h;
 }
 
-void Reference::change(const PointSpec & point, uint32_t first_feature, size_t c, std::vector<double> & h) {
-  (void)first_feature;
+void Reference::change(const PointSpec & point, size_t c, std::vector<double> & h) {
   const double h_length = length(h);
   std::map<uint32_t, std::vector<double>> by_rule;
   for (const DeltaSpec & d : point.deltas) {

@@ -48,7 +48,7 @@ class Reference {
   void evaluate(uint32_t trigger, size_t column, bool has_row);
   Firing firing(uint32_t trigger, size_t column) const;
   bool may_act(const scope_rule & r, size_t column) const;
-  void change(const PointSpec & point, uint32_t first_feature, size_t column, std::vector<double> & h);
+  void change(const PointSpec & point, size_t column, std::vector<double> & h);
 
   Spec spec_;
   std::map<int32_t, int32_t> n_prompt_;
