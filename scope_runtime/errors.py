@@ -64,6 +64,10 @@ class ScopeError(Exception):
             text += f". {self.hint}"
         return text
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders whole: workers report what went wrong in their own words."""
+        return (Exception.__new__, (type(self), *self.args), self.__dict__)
+
     def fields(self) -> dict[str, object]:
         """The error as plain data, for ``--json`` and for audit records."""
         where = self.location

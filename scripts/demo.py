@@ -32,7 +32,7 @@ CJK_STYLE = "bold red"
 
 def marked(text: str) -> Text:
     """The text, Chinese characters standing out."""
-    out = Text(text)
+    out = Text(text, overflow="fold")
     out.highlight_regex(corpus.CJK, CJK_STYLE)
     return out
 

@@ -34,13 +34,13 @@ ARMS: dict[str, tuple[tuple[str, Path | None], ...]] = {
     "drift": (
         ("unsteered", None),
         ("english-only", POLICIES / "english-only.yaml"),
-        ("random features", HERE / "controls" / "drift-random.yaml"),
+        ("random features", HERE / "controls" / "drift-random-0.yaml"),
         ("mean-difference vector", HERE / "controls" / "drift-vector.yaml"),
     ),
     "archaic": (
         ("unsteered", None),
         ("archaic-style", POLICIES / "archaic-style.yaml"),
-        ("random features", HERE / "controls" / "archaic-random.yaml"),
+        ("random features", HERE / "controls" / "archaic-random-0.yaml"),
         ("mean-difference vector", HERE / "controls" / "archaic-vector.yaml"),
     ),
     "refusal": (("refusal-watch", POLICIES / "refusal-watch.yaml"),),
