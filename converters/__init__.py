@@ -3,6 +3,7 @@
 from converters.features import FeatureRequest, ReadOptions, SaeLayer, SaeRows, SaeSet, Vectors
 from converters.load import load, open_source
 from converters.pack import convert_pack
+from converters.vector import combined_vector, replay, vector_of_features
 from scope_runtime.packs import write_pack
 from scope_runtime.vectors import write_control_vector
 
@@ -13,9 +14,12 @@ __all__ = [
     "SaeRows",
     "SaeSet",
     "Vectors",
+    "combined_vector",
     "convert_pack",
     "load",
     "open_source",
+    "replay",
+    "vector_of_features",
     "write_control_vector",
     "write_pack",
 ]

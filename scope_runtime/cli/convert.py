@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scope_runtime.cli import convert_calibrate, convert_contrast, convert_vector, convert_verify
 from scope_runtime.cli.options import JsonOption
-from scope_runtime.cli.progress import loading
+from scope_runtime.cli.progress import reporting
 
 if TYPE_CHECKING:
     from converters.inspect import Inspection
-    from converters.pack import Report
-    from scope_runtime.files import Progress
     from scope_runtime.packs import FeaturePack, PackLayer
 
 app = typer.Typer(
     name="convert",
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Turn published SAEs into feature packs, and say what a file is.",
+    help="Turn published SAEs and steering vectors into files that llama.cpp and the runtime load.",
 )
+app.command()(convert_vector.vector)
+app.command()(convert_contrast.contrast)
+app.command()(convert_calibrate.calibrate)
+app.command()(convert_verify.verify)
 
 
 @app.command()
 def pack(
     sae_dir: Annotated[
         Path,
-        typer.Argument(metavar="SAE_DIR", help="A Qwen-Scope set: layerN.sae.pt, config.json."),
+        typer.Argument(metavar="SAE_DIR", help="A folder or file of SAEs, or hf:owner/name[@rev]."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The pack to write.")],
     feature: Annotated[
@@ -61,6 +62,20 @@ def pack(
     k: Annotated[
         int | None, typer.Option("--k", min=1, help="k of the top-k, if the set does not say.")
     ] = None,
+    n_layer: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="The model's blocks, if the set does not say."),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            "--layer", min=-1, help="The SAE's block (-1: embedding), if it does not say."
+        ),
+    ] = None,
+    input_scale: Annotated[
+        float | None,
+        typer.Option("--input-scale", help="What the SAE multiplies its input with, likewise."),
+    ] = None,
     skip_digests: Annotated[
         bool, typer.Option("--skip-digests", help="Leave out the SAE files' SHA-256.")
     ] = False,
@@ -68,20 +83,21 @@ def pack(
 ) -> None:
     """Write a feature pack: the rows of the features that policies use.
 
-    Without --exact-gate a ReLU stands in for the SAE's top-k; the pack says so.
+    Read are Qwen-Scope, SAELens, Gemma Scope, sparsify, Llama Scope and dictionary_learning.
+    Without --exact-gate a ReLU stands in for an SAE's top-k; the pack says so.
 
     \b
     Examples:
       scope convert pack sae/ -f 20:6159=chinese -f 18:4211=refusal --architecture qwen3 -o p.gguf
       scope convert pack sae/ --features list.csv --exact-gate 20 --model model.gguf -o p.gguf
     """
-    from converters.features import parse_feature, read_features
+    from converters.features import ReadOptions, parse_feature, read_features
     from converters.pack import convert_pack
 
     wanted = [parse_feature(each) for each in feature or []]
     if features is not None:
         wanted += read_features(features)
-    with _reporting(quiet=as_json) as report:
+    with reporting(quiet=as_json) as report:
         written = convert_pack(
             sae_dir,
             wanted,
@@ -90,6 +106,8 @@ def pack(
             architecture=architecture,
             model=model,
             k=k,
+            n_layer=n_layer,
+            options=ReadOptions(layer=layer, input_scale=input_scale),
             digests=not skip_digests,
             report=report,
         )
@@ -101,9 +119,7 @@ def pack(
 
 @app.command()
 def inspect(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A pack, control vector, model or SAE.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pack, vector, model or SAE.")],
     as_json: JsonOption = False,
 ) -> None:
     """Say what a file is, from what is in it: shapes, gate, features, digest.
@@ -115,30 +131,12 @@ def inspect(
     """
     from converters.inspect import inspect_file
 
-    with _reporting(quiet=as_json) as report:
+    with reporting(quiet=as_json) as report:
         found = inspect_file(file, report(f"digest of {file.name}"))
     if as_json:
         print(json.dumps({**asdict(found), "facts": dict(found.facts)}, ensure_ascii=False))
     else:
         _print_inspection(found)
-
-
-@contextmanager
-def _reporting(*, quiet: bool) -> Iterator[Report]:
-    """What is being done, as one line on a terminal that each next step replaces."""
-    with ExitStack() as steps:
-
-        def report(what: str) -> Progress:
-            steps.close()
-            show = steps.enter_context(loading(what, quiet=quiet))
-            show(0.0)
-
-            def progress(done: int, total: int) -> None:
-                show(done / max(total, 1))
-
-            return progress
-
-        yield report
 
 
 def pack_data(pack: FeaturePack) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""One line on stderr while a model loads, on a terminal only."""
+"""One line on stderr while something takes its time, on a terminal only."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from converters.pack import Report
+    from scope_runtime.files import Progress
 
 WIDTH = 24
 
@@ -29,3 +34,21 @@ def loading(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], Non
         yield show
     finally:
         show(1.0)
+
+
+@contextmanager
+def reporting(*, quiet: bool) -> Iterator[Report]:
+    """What is being done, as one line on a terminal that each next step replaces."""
+    with ExitStack() as steps:
+
+        def report(what: str) -> Progress:
+            steps.close()
+            show = steps.enter_context(loading(what, quiet=quiet))
+            show(0.0)
+
+            def progress(done: int, total: int) -> None:
+                show(done / max(total, 1))
+
+            return progress
+
+        yield report

@@ -200,10 +200,9 @@ def prove_layers(context: Context) -> list[LayerProof]:
     tokens = probe_tokens(context)
     rng = np.random.default_rng(2)
     row = rng.standard_normal(context.shape.n_embd).astype(np.float32)
-    plain = _logits_under(context, {}, tokens)
+    plain = logits_under(context, {}, tokens)
     hooked = {
-        layer: _logits_under(context, {layer: row}, tokens)
-        for layer in range(context.shape.n_layer)
+        layer: logits_under(context, {layer: row}, tokens) for layer in range(context.shape.n_layer)
     }
     out = []
     for layer, logits in hooked.items():
@@ -213,7 +212,7 @@ def prove_layers(context: Context) -> list[LayerProof]:
             vectors[layer - 1] = row
             context.set_control_vectors(vectors)
             try:
-                equal = np.array_equal(_logits_under(context, {}, tokens), logits)
+                equal = np.array_equal(logits_under(context, {}, tokens), logits)
             finally:
                 context.set_control_vectors(None)
         neighbours = [hooked[n] for n in (layer - 1, layer + 1) if n in hooked]
@@ -228,7 +227,8 @@ def prove_layers(context: Context) -> list[LayerProof]:
     return out
 
 
-def _logits_under(context: Context, rows: dict[int, FloatArray], tokens: list[int]) -> FloatArray:
+def logits_under(context: Context, rows: dict[int, FloatArray], tokens: list[int]) -> FloatArray:
+    """The last token's logits with one row added per layer; memory and program are left empty."""
     hook = context.live_hook
     hook.install(add_blob(context, rows))
     hook.request_begin(0, 0, len(tokens))
