@@ -82,7 +82,8 @@ def layout() -> p.Layout:
 def test_rows_are_stored_once_and_aligned() -> None:
     out = layout()
     again = out.row(np.arange(4, dtype=np.float64))
-    assert again == 0 and len(out.rows) == 1
+    assert again == 0
+    assert len(out.rows) == 1
     blob = p.serialise(out)
     starts = p.HEADER.unpack(blob[: p.HEADER.size])[-7:]
     delta = np.frombuffer(blob, p.DELTA, 1, starts[5])[0]
