@@ -359,7 +359,7 @@ class Hook:
     # -- capture
 
     def capture(self, layers: Sequence[int], capacity_rows: int = 0) -> None:
-        """Copies the residuals that arrive at these layers, up to ``capacity_rows`` between two takes; none: no more."""
+        """Copies the residuals that arrive at these layers, at most ``capacity_rows`` between takes; none: no more."""
         code = self._lib.scope_hook_capture(
             self.handle, _ints(layers), len(layers), capacity_rows if layers else 0
         )
