@@ -188,6 +188,15 @@ def _wanted(
             found=", ".join(sorted(chosen)[:8]),
             hint="Name the folder behind the repository",
         )
+    for layer in sorted({each for name in chosen if (each := weights[name]) is not None}):
+        same = sorted(name for name in chosen if weights[name] == layer)
+        if len(same) > 1:
+            raise UsageError(
+                f"{len(same)} SAEs of layer {layer_name(layer)}",
+                location=location,
+                found=", ".join(same[:8]),
+                hint="Name the folder of one of them behind the repository",
+            )
     around = {str(parent) for name in chosen for parent in PurePosixPath(name).parents}
     beside = {
         each

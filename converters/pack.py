@@ -47,6 +47,7 @@ def convert_pack(
     digests: bool = True,
     report: Report = _quiet,
     options: ReadOptions | None = None,
+    n_layer: int | None = None,
 ) -> FeaturePack:
     """Make a feature pack of some features of an SAE set.
 
@@ -63,6 +64,7 @@ def convert_pack(
         digests: whether to record SHA-256 of the SAE files (each is read once, then remembered).
         report: told what is being done.
         options: what else the set does not say.
+        n_layer: blocks of the model, where neither the set nor ``model`` says it.
 
     Returns:
         The pack, read back from ``out``.
@@ -98,7 +100,7 @@ def convert_pack(
         sae = sae_set.open(number)
         saes.append(sae)
         layers.append(_layer(sae, requests, exact=number in exact_gate_layers))
-    pack_model = _model(sae_set, layers, architecture, info)
+    pack_model = _model(sae_set, layers, architecture, n_layer, info)
     provenance = _provenance(sae_set, saes)
     if digests:
         for name, file in _files(sae_set, saes).items():
@@ -148,26 +150,37 @@ def _layer(sae: SaeLayer, requests: tuple[FeatureRequest, ...], *, exact: bool) 
 
 
 def _model(
-    sae_set: SaeSet, layers: Sequence[PackLayer], architecture: str | None, info: ModelInfo | None
+    sae_set: SaeSet,
+    layers: Sequence[PackLayer],
+    architecture: str | None,
+    n_layer: int | None,
+    info: ModelInfo | None,
 ) -> PackModel:
     width = layers[0].width
+    if n_layer not in (None, sae_set.n_layer) and sae_set.n_layer is not None:
+        raise UsageError(
+            "the number of layers differs from the set's own",
+            found=str(n_layer),
+            expected=str(sae_set.n_layer),
+        )
+    n_layer = sae_set.n_layer or n_layer
     if info is None:
-        if architecture is None or sae_set.n_layer is None:
+        if architecture is None or n_layer is None:
             what = "architecture" if architecture is None else "number of layers"
             raise UsageError(
                 f"the model's {what} is not known",
                 location=Location(str(sae_set.path)),
-                hint="Give a GGUF file of the model with --model"
+                hint="Give a GGUF file of the model with --model, or "
                 + (
-                    ", or its name in llama.cpp with --architecture"
+                    "its name in llama.cpp with --architecture"
                     if what == "architecture"
-                    else ""
+                    else "its number with --layers"
                 ),
             )
-        return PackModel(architecture, sae_set.n_layer, width, sae_set.base_model)
+        return PackModel(architecture, n_layer, width, sae_set.base_model)
     checks = (
         ("architecture", architecture, info.architecture),
-        ("number of layers", sae_set.n_layer, info.n_layer),
+        ("number of layers", n_layer, info.n_layer),
         ("width", width, info.n_embd),
     )
     for what, found, expected in checks:

@@ -30,7 +30,9 @@ from scope_runtime.pack_types import F32Array
 from scope_runtime.policy.model import EMBEDDING, GateKind
 
 _LAYER_FOLDER = re.compile(r"layer_(0|[1-9]\d{0,3})(?:_.*)?")
-_ELSEWHERE = re.compile(r"mlp|att|transcoder|clt|crosscoder", re.I)
+_ELSEWHERE = re.compile(
+    r"(?:^|[-_])(?:mlp|att|attn|attention|transcoders?|clt|crosscoders?)(?:$|[-_])", re.I
+)
 
 
 class GemmaScope:
@@ -117,5 +119,5 @@ def _place(probe: Probe, options: ReadOptions) -> tuple[int, str, bool]:
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of the folders around a file, from the inside out, as far as the publisher's go."""
-    return [each.name for each in list(path.absolute().parents)[:4]]
+    """Names of the folders around a file, from the inside out, up to the repository's in the cache."""
+    return [each.name for each in list(path.absolute().parents)[:7]]

@@ -1,5 +1,5 @@
-"""npz: a zip archive of ``.npy`` members. Members that are stored plainly are mapped; deflated ones
-are read as a stream, in pieces, and only what is asked for is kept.
+"""npz: a zip archive of ``.npy`` members. Members that are stored plainly are read where they
+lie; deflated ones as a stream, in pieces, and only what is asked for is kept.
 
 The layout of ``.npy`` is described in numpy's documentation (``numpy.lib.format``): magic, version,
 length, a Python literal with ``descr``, ``fortran_order`` and ``shape``, then the bytes. The literal
@@ -25,11 +25,11 @@ import numpy as np
 from converters.readers.stored import (
     FLOATS,
     File,
-    MappedArray,
+    FileArray,
+    Identity,
     StoredArray,
     as_f32,
     block_rows,
-    map_file,
 )
 from scope_runtime.errors import Location, PackError
 from scope_runtime.files import open_regular, read_exactly
@@ -49,7 +49,7 @@ _ZIP_ERRORS = (
 
 
 def open_npz(path: Path) -> File:
-    """Map an npz file. Raises PackError if it is damaged or holds anything but arrays."""
+    """Look into an npz file. Raises PackError if it is damaged or holds anything but arrays."""
     arrays: dict[str, StoredArray] = {}
     with open_regular(path, PackError) as file:
         size = os.fstat(file.fileno()).st_size
@@ -58,12 +58,12 @@ def open_npz(path: Path) -> File:
                 members = archive.infolist()
                 if len(members) > MAX_MEMBERS:
                     _fail(path, "too many arrays", found=str(len(members)))
-                mapped = map_file(file)
+                identity = Identity.of(path, file)
                 for member in members:
                     name = member.filename.removesuffix(".npy")
                     if name in arrays:
                         _fail(path, f"{name[:80]!r} is there twice")
-                    arrays[name] = _array(path, file, archive, member, size, mapped)
+                    arrays[name] = _array(path, file, archive, member, size, identity)
         except _ZIP_ERRORS as reason:
             _fail(path, "not an npz file, or cut short", found=str(reason)[:200])
     return File(path, KIND, arrays, {})
@@ -75,7 +75,7 @@ def _array(
     archive: zipfile.ZipFile,
     member: zipfile.ZipInfo,
     size: int,
-    mapped: Any,
+    identity: Identity,
 ) -> StoredArray:
     name = member.filename[:80]
     if not name.endswith(".npy") or "/" in name or "\\" in name or ".." in name:
@@ -97,18 +97,17 @@ def _array(
             found=f"{member.file_size}",
             expected=f"{header_bytes + n_bytes}",
         )
+    if fortran and len(shape) > 1:
+        _fail(path, f"{name!r} is stored column by column, which is not read")
     if member.compress_type == zipfile.ZIP_DEFLATED:
-        if fortran and len(shape) > 1:
-            _fail(path, f"{name!r} is deflated and column by column, which is not read")
-        return DeflatedArray(path, member, header_bytes, shape, type)
+        return DeflatedArray(identity, member, header_bytes, shape, type)
     local = bytes(read_exactly(file, member.header_offset, 30))
     if len(local) < 30 or local[:4] != b"PK\x03\x04":
         _fail(path, f"{name!r} has no header of its own")
     start = member.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])) + header_bytes
     if start + n_bytes > size or member.compress_size != member.file_size:
         _fail(path, f"{name!r} does not fit", found=f"{size} bytes")
-    values = np.frombuffer(mapped, FLOATS[type], count=math.prod(shape), offset=start)
-    return MappedArray(values.reshape(shape, order="F" if fortran else "C"), type)
+    return FileArray(identity, start, shape, type)
 
 
 def _npy_header(path: Path, name: str, stream: Any) -> tuple[tuple[int, ...], str, bool, int]:
@@ -152,7 +151,7 @@ def _npy_header(path: Path, name: str, stream: Any) -> tuple[tuple[int, ...], st
 class DeflatedArray:
     """A deflated member, row by row; see `converters.readers.stored.StoredArray`."""
 
-    path: Path
+    identity: Identity
     member: zipfile.ZipInfo
     header_bytes: int
     shape: tuple[int, ...]
@@ -171,18 +170,18 @@ class DeflatedArray:
         shape = self.shape or (1,)
         item = np.dtype(FLOATS[self.type]).itemsize
         row_bytes = item * math.prod(shape[1:])
-        with open_regular(self.path, PackError) as file:
+        with self.identity.opened() as file:
             try:
                 with zipfile.ZipFile(file) as archive, archive.open(self.member) as stream:
                     stream.read(self.header_bytes)
                     for start, stop in block_rows(shape):
                         raw = stream.read((stop - start) * row_bytes)
                         if len(raw) != (stop - start) * row_bytes:
-                            _fail(self.path, f"{self.member.filename!r} is cut short")
+                            _fail(self.identity.path, f"{self.member.filename!r} is cut short")
                         values = np.frombuffer(raw, FLOATS[self.type])
                         yield start, as_f32(values.reshape(stop - start, *shape[1:]), self.type)
             except _ZIP_ERRORS as reason:
-                _fail(self.path, "damaged", found=str(reason)[:200])
+                _fail(self.identity.path, "damaged", found=str(reason)[:200])
 
 
 def _fail(

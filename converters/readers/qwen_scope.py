@@ -18,7 +18,9 @@ import numpy as np
 from converters.features import ReadOptions, SaeRows
 from converters.licence import LICENCE_FILES
 from converters.probe import Probe, check_inside
-from converters.readers.torch_file import as_float32, load_tensors
+from converters.readers.stored import FileArray
+from converters.readers.stored_sae import scratch
+from converters.readers.torch_file import open_torch
 from scope_runtime.errors import Location, PackError, UsageError
 from scope_runtime.files import open_regular, read_exactly
 from scope_runtime.pack_types import MAX_WIDTH, F32Array, I64Array, check_finite
@@ -135,23 +137,23 @@ class QwenScopeLayer:
     def __init__(
         self, file: Path, layer: int, k: int | None, *, width: int | None, d_sae: int | None
     ) -> None:
-        """Map the file and check the shapes, against each other and against the configuration's."""
+        """Look into the file and check the shapes, against each other and against the configuration's."""
         self.file, self.layer, self.k = file, layer, k
-        tensors = load_tensors(file)
-        missing = [name for name in ("W_enc", "W_dec", "b_enc") if name not in tensors]
+        self._data = open_torch(file)
+        missing = [name for name in ("W_enc", "W_dec", "b_enc") if name not in self._data.arrays]
         if missing:
-            self._fail(f"{missing[0]} is missing", found=", ".join(sorted(tensors)) or "nothing")
-        self._tensors = tensors
-        shape = tuple(tensors["W_enc"].shape)
+            there = ", ".join(sorted(self._data.arrays)) or "nothing"
+            self._data.fail(f"{missing[0]} is missing", found=there)
+        shape = self._data.array("W_enc").shape
         if len(shape) != 2 or not 1 <= shape[0] <= MAX_D_SAE or not 1 <= shape[1] <= MAX_WIDTH:
-            self._fail(
+            self._data.fail(
                 "W_enc has an impossible shape", found=str(shape), expected="(d_sae, d_model)"
             )
         self.d_sae, self.width = shape
-        self._expect("W_dec", (self.width, self.d_sae))
-        self._expect("b_enc", (self.d_sae,))
-        if "b_dec" in tensors:
-            self._expect("b_dec", (self.width,))
+        self._data.array("W_dec", (self.width, self.d_sae))
+        self._data.array("b_enc", (self.d_sae,))
+        if "b_dec" in self._data.arrays:
+            self._data.array("b_dec", (self.width,))
         for key, found, expected in (("d_model", self.width, width), ("d_sae", self.d_sae, d_sae)):
             if expected is not None and found != expected:
                 self._fail(
@@ -173,40 +175,29 @@ class QwenScopeLayer:
 
     def encoder(self) -> tuple[F32Array, F32Array]:
         """``W_enc``, mapped if the file is F32, and ``b_enc``."""
-        parts = [as_float32(self._tensors[name], name, self.file) for name in ("W_enc", "b_enc")]
-        for name, values in zip(("W_enc", "b_enc"), parts, strict=True):
-            self._check_finite(values, name)
-        return parts[0], parts[1]
+        enc = self._data.array("W_enc")
+        if isinstance(enc, FileArray) and enc.type == "F32":
+            shape = (self.d_sae, self.width)
+            rows: F32Array = np.memmap(self.file, "<f4", "r", offset=enc.offset, shape=shape)
+        else:
+            rows = scratch((self.d_sae, self.width))
+            for start, block in enc.blocks():
+                rows[start : start + len(block)] = block
+        self._data.check(lambda: check_finite(rows, "W_enc"))
+        return rows, self._data.vector("b_enc", self.d_sae)
 
     def tensors(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         """Name, shape and type of every tensor in the file."""
-        return tuple(
-            (name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in sorted(self._tensors.items())
-        )
+        arrays = sorted(self._data.arrays.items())
+        return tuple((name, one.shape, one.type) for name, one in arrays)
 
     def _take(self, name: str, ids: I64Array, *, axis: int) -> F32Array:
-        tensor = self._tensors[name]
-        # One by one: each is a view of the mapped file, so that only what is asked for is read.
-        parts = [as_float32(tensor.select(axis, each), name, self.file) for each in ids.tolist()]
-        values = np.stack(parts, axis=axis).astype(np.float32)
-        self._check_finite(values, name)
+        values = self._data.array(name).take(ids, axis)
+        self._data.check(lambda: check_finite(values, name))
         return values
 
-    def _check_finite(self, values: F32Array, name: str) -> None:
-        try:
-            check_finite(values, name)
-        except PackError as error:
-            error.location = Location(str(self.file))
-            raise
-
-    def _expect(self, name: str, shape: tuple[int, ...]) -> None:
-        found = tuple(self._tensors[name].shape)
-        if found != shape:
-            self._fail(f"{name} has the wrong shape", found=str(found), expected=str(shape))
-
     def _fail(self, message: str, *, found: str, expected: str | None = None) -> NoReturn:
-        raise PackError(message, location=Location(str(self.file)), found=found, expected=expected)
+        self._data.fail(message, found=found, expected=expected)
 
 
 class _Config:

@@ -1,6 +1,6 @@
 """safetensors: u64 length, JSON header of names, types, shapes and offsets, then the bytes.
 
-The header is checked against the file before anything is mapped: lengths, types, shapes against
+The header is checked against the file before anything is read: lengths, types, shapes against
 byte counts, no hole and no overlap (the format forbids both). From the format's own description in
 the safetensors project's README.
 """
@@ -16,7 +16,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from converters.readers.stored import FLOATS, File, MappedArray, StoredArray, map_file
+from converters.readers.stored import (
+    FLOATS,
+    File,
+    FileArray,
+    Identity,
+    OtherArray,
+    StoredArray,
+)
 from scope_runtime.errors import Location, PackError
 from scope_runtime.files import open_regular, read_exactly
 
@@ -44,7 +51,7 @@ class _Place:
 
 
 def open_safetensors(path: Path) -> File:
-    """Map a safetensors file. Raises PackError if it is damaged."""
+    """Look into a safetensors file. Raises PackError if it is damaged."""
     with open_regular(path, PackError) as file:
         size = os.fstat(file.fileno()).st_size
         start = read_exactly(file, 0, 8)
@@ -59,19 +66,14 @@ def open_safetensors(path: Path) -> File:
             _fail(path, "the metadata is no table", found=repr(metadata)[:80])
         places = {name: _place(path, name, entry) for name, entry in header.items()}
         _check_order(path, places, size - 8 - length)
-        mapped = map_file(file)
+        identity = Identity.of(path, file)
     arrays: dict[str, StoredArray] = {}
     for name, place in places.items():
+        offset = 8 + length + place.first
         if place.type in FLOATS:
-            values = np.frombuffer(
-                mapped,
-                FLOATS[place.type],
-                count=math.prod(place.shape),
-                offset=8 + length + place.first,
-            ).reshape(place.shape)
-        else:  # known to be there, never read as floating-point numbers
-            values = np.broadcast_to(np.zeros(1, np.uint8), place.shape)
-        arrays[name] = MappedArray(values, place.type)
+            arrays[name] = FileArray(identity, offset, place.shape, place.type)
+        else:
+            arrays[name] = OtherArray(place.shape, place.type)
     return File(path, KIND, arrays, {str(key): str(value) for key, value in metadata.items()})
 
 

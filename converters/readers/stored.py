@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.errors import Location, PackError
+from scope_runtime.files import open_regular, read_exactly
 from scope_runtime.pack_types import F32Array, I64Array, check_finite
 
 BLOCK_BYTES = 8 << 20
@@ -51,6 +52,93 @@ def as_f32(values: npt.NDArray[Any], type: str) -> F32Array:
     return values.astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which file it was, and how old, when it was looked at."""
+
+    path: Path
+    status: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path, file: BinaryIO) -> Identity:
+        """Of an open file."""
+        status = os.fstat(file.fileno())
+        return cls(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """The same file again. It is not held open: a set can have more files than may be open.
+
+        Raises:
+            PackError: it is not the same any more.
+        """
+        with open_regular(self.path, PackError) as file:
+            if Identity.of(self.path, file) != self:
+                raise PackError("changed while it was read", location=Location(str(self.path)))
+            yield file
+
+    def read(self, file: BinaryIO, offset: int, n_bytes: int) -> bytes:
+        """That many bytes. Raises PackError if the file has become shorter."""
+        data = os.pread(file.fileno(), n_bytes, offset)
+        if len(data) < n_bytes:  # cut short, or more than the system gives at a time
+            data = bytes(read_exactly(file, offset, n_bytes))
+        if len(data) < n_bytes:
+            raise PackError("changed while it was read", location=Location(str(self.path)))
+        return data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileArray:
+    """An array that lies plainly in a file, row by row; see `StoredArray`.
+
+    Rows are read, not mapped: a column of a mapped array would take a page of memory a number, and
+    a file that is cut short while it is mapped would end the process.
+
+    Attributes:
+        offset: of its first byte in the file.
+    """
+
+    identity: Identity
+    offset: int
+    shape: tuple[int, ...]
+    type: str
+
+    def take(self, ids: I64Array, axis: int) -> F32Array:
+        """Some rows, columns or elements."""
+        item = np.dtype(FLOATS[self.type])
+        row = item.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        first = int(ids[0]) if len(ids) else 0
+        in_one = bool(np.array_equal(ids, np.arange(first, first + len(ids))))
+        with self.identity.opened() as file:
+            if axis == 0:
+                if in_one:
+                    raw = self.identity.read(file, self.offset + first * row, len(ids) * row)
+                else:
+                    parts = (self.offset + int(each) * row for each in ids)
+                    raw = b"".join([self.identity.read(file, each, row) for each in parts])
+                shape: tuple[int, ...] = (len(ids), *self.shape[1:])
+            else:
+                runs = [(first, len(ids))] if in_one else [(int(each), 1) for each in ids]
+                places = [(at * item.itemsize, n * item.itemsize) for at, n in runs]
+                rows = range(self.offset, self.offset + self.shape[0] * row, row)
+                raw = b"".join(
+                    [self.identity.read(file, start + at, n) for start in rows for at, n in places]
+                )
+                shape = (self.shape[0], len(ids))
+        return as_f32(np.frombuffer(raw, item).reshape(shape), self.type)
+
+    def blocks(self) -> Iterator[tuple[int, F32Array]]:
+        """From one end to the other."""
+        item = np.dtype(FLOATS[self.type])
+        shape = self.shape or (1,)
+        row = item.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        with self.identity.opened() as file:
+            for start, stop in block_rows(shape):
+                raw = self.identity.read(file, self.offset + start * row, (stop - start) * row)
+                values = np.frombuffer(raw, item).reshape(stop - start, *shape[1:])
+                yield start, as_f32(values, self.type)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MappedArray:
     """An array whose bytes are mapped into memory; see `StoredArray`."""
@@ -63,13 +151,31 @@ class MappedArray:
         return tuple(self.values.shape)
 
     def take(self, ids: I64Array, axis: int) -> F32Array:
+        """Some rows, columns or elements."""
         part = self.values[ids] if axis == 0 else self.values[:, ids]
         return as_f32(part, self.type)
 
     def blocks(self) -> Iterator[tuple[int, F32Array]]:
+        """From one end to the other."""
         values = self.values if self.shape else self.values.reshape(1)
         for start, stop in block_rows(values.shape):
             yield start, as_f32(values[start:stop], self.type)
+
+
+@dataclass(frozen=True, slots=True)
+class OtherArray:
+    """An array of a type that is not read; that it is there is known, and no more."""
+
+    shape: tuple[int, ...]
+    type: str
+
+    def take(self, ids: I64Array, axis: int) -> F32Array:
+        """Raises PackError; `File.array` has refused it before."""
+        raise PackError("an array of a type that is not read", found=self.type)
+
+    def blocks(self) -> Iterator[tuple[int, F32Array]]:
+        """Raises PackError, likewise."""
+        raise PackError("an array of a type that is not read", found=self.type)
 
 
 def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -80,17 +186,9 @@ def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, shape[0])
 
 
-def map_file(file: BinaryIO) -> mmap.mmap:
-    """The whole file, mapped, without reading ahead: rows lie far apart."""
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with suppress(AttributeError, OSError):  # not every system can be advised
-        mapped.madvise(mmap.MADV_RANDOM)
-    return mapped
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class File:
-    """A file of named arrays, open for as long as this object lives.
+    """A file of named arrays, of which nothing is read but its description.
 
     Attributes:
         metadata: other things that the file says of itself, as text.

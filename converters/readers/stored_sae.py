@@ -123,7 +123,7 @@ class StoredSae:
     def encoder(self) -> tuple[F32Array, F32Array]:
         """The whole encoder, folded piece by piece."""
         ids = np.arange(self.d_sae)
-        out = _scratch((self.d_sae, self.width))
+        out = scratch((self.d_sae, self.width))
         self._gather(out)
         bias = np.empty(self.d_sae, np.float32)
         for start, stop in block_rows(out.shape):
@@ -198,7 +198,8 @@ def _check_rows(rows: SaeRows) -> None:
             check_finite(values, {"enc": "the encoder", "dec": "a direction"}.get(name, name))
 
 
-def _scratch(shape: tuple[int, int]) -> F32Array:
+def scratch(shape: tuple[int, int]) -> F32Array:
+    """Room for a whole encoder. Raises PackError if there is none."""
     if 4 * shape[0] * shape[1] <= SCRATCH_BYTES:
         return np.empty(shape, np.float32)
     try:

@@ -15,7 +15,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from converters.readers.stored import File, MappedArray, StoredArray
+from converters.readers.stored import (
+    File,
+    FileArray,
+    Identity,
+    MappedArray,
+    OtherArray,
+    StoredArray,
+)
 from scope_runtime.errors import Location, PackError, UsageError
 from scope_runtime.files import open_regular
 from scope_runtime.pack_types import F32Array
@@ -50,28 +57,50 @@ def open_torch(path: Path) -> File:
     """
     arrays: dict[str, StoredArray] = {}
     metadata: dict[str, str] = {}
+    with open_regular(path, PackError) as file:
+        identity = Identity.of(path, file)
     for name, tensor in load_tensors(path).items():
         if tensor.numel() == 0:
             _fail(path, f"{name[:80]} is empty", found=str(tuple(tensor.shape)))
         if tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex():
             metadata[name] = str(tensor.item())
         else:
-            arrays[name] = as_array(tensor)
+            arrays[name] = as_array(tensor, identity)
     return File(path, KIND, arrays, metadata)
 
 
-def as_array(tensor: Any) -> StoredArray:
-    """A tensor as an array, over the same bytes."""
+def as_array(tensor: Any, identity: Identity) -> StoredArray:
+    """A tensor as an array: where it lies in the file, or else over the same mapped bytes."""
     import torch
 
     types = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    tensor = tensor.detach()
+    shape, tensor = tuple(tensor.shape), tensor.detach()
+    if tensor.dtype not in types:
+        return OtherArray(shape, str(tensor.dtype).removeprefix("torch."))
+    offset = _offset_in_file(tensor.data_ptr(), identity) if tensor.is_contiguous() else None
+    if offset is not None:
+        return FileArray(identity, offset, shape, types[tensor.dtype])
     if tensor.dtype == torch.bfloat16:
         return MappedArray(tensor.view(torch.int16).numpy().view(np.uint16), "BF16")
-    if tensor.dtype in types:
-        return MappedArray(tensor.numpy(), types[tensor.dtype])
-    placeholder = np.broadcast_to(np.zeros(1, np.uint8), tuple(tensor.shape))
-    return MappedArray(placeholder, str(tensor.dtype).removeprefix("torch."))
+    return MappedArray(tensor.numpy(), types[tensor.dtype])
+
+
+def _offset_in_file(address: int, identity: Identity) -> int | None:
+    """Where in the file a mapped byte lies, by the system's own table; None where it has none.
+
+    PyTorch maps the whole file, and does not say where in it a tensor is.
+    """
+    try:
+        table = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    for line in table.splitlines():
+        place, _, offset, _, inode, *_ = line.split(None, 5)
+        first, last = (int(each, 16) for each in place.split("-"))
+        if first <= address < last:
+            same = int(inode) == identity.status[1]
+            return int(offset, 16) + address - first if same else None
+    return None
 
 
 def load_values(path: Path) -> Any:

@@ -189,7 +189,7 @@ def test_a_set_without_configuration(sae: Sae, tmp_path: Path) -> None:
         convert_pack(sae.path, FEATURES, out, architecture="qwen3", k=4)
     assert str(caught.value) == (
         f"{sae.path}: the model's number of layers is not known. "
-        "Give a GGUF file of the model with --model"
+        "Give a GGUF file of the model with --model, or its number with --layers"
     )
     assert not out.exists()
 
@@ -270,7 +270,7 @@ def changed(sae: Sae, **changes: Any) -> dict[str, Any]:
         ),
         (
             {"W_enc": torch.zeros(D_SAE, D_MODEL, dtype=torch.float64)},
-            "W_enc is of a type that is not read; found torch.float64; expected float32",
+            "W_enc is of a type that is not read; found float64; expected F32",
         ),
         (
             {"W_dec": torch.full((D_MODEL, D_SAE), float("nan"))},
