@@ -108,7 +108,7 @@ def calibrate(
         found_shifts += shifts(one.layer, stats, n_tokens)
         if best is not None:
             thresholds[number] = best
-        elif one.layer.gate is not GateKind.NONE and one.layer.k is not None:
+        elif one.layer.gate is GateKind.RELU and one.layer.k is not None:
             notes.append(
                 f"layer {layer_name(number)}: no threshold for the top-{one.layer.k}, which needs the whole "
                 "encoder: pack it with --exact-gate"
@@ -168,16 +168,19 @@ def _calibrated(
     layer = replace(layer, thresholds=np.array([each.value for each in best], np.float32))
     if not drop_encoder:
         return layer
+    d_sae = len(layer.full_enc) if layer.full_enc is not None else layer.d_sae
+    layer = replace(
+        layer, gate=_without_encoder(layer.gate), d_sae=d_sae, full_enc=None, full_enc_bias=None
+    )
+    if layer.gate is not GateKind.THRESHOLD:
+        return layer
     worst = min(range(len(best)), key=lambda i: best[i].f1)
     note = (
         f"thresholds stand in for the top-{layer.k}: over {n_tokens} tokens the worst is feature "
         f"{layer.ids[worst]}, precision {best[worst].precision:.3f}, recall {best[worst].recall:.3f}"
     )
-    return replace(
-        layer,
-        gate=GateKind.THRESHOLD,
-        d_sae=len(layer.full_enc) if layer.full_enc is not None else layer.d_sae,
-        full_enc=None,
-        full_enc_bias=None,
-        notes=(*layer.notes, note),
-    )
+    return replace(layer, notes=(*layer.notes, note))
+
+
+def _without_encoder(gate: GateKind) -> GateKind:
+    return GateKind.THRESHOLD if gate is GateKind.TOPK else gate

@@ -68,6 +68,7 @@ class LayerSample:
     n_tokens: int = 0
     _projections: list[F32Array] = field(default_factory=list)
     _activations: list[F32Array] = field(default_factory=list)
+    _chosen: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     _kept_bytes: int = 0
 
     def add(self, h: F32Array) -> None:
@@ -87,6 +88,13 @@ class LayerSample:
         self.n_tokens += len(h)
         self._projections.append(projection)
         self._activations.append(activation)
+        if self.has_topk:
+            self._chosen.append(chosen(self.layer, h))
+
+    @property
+    def has_topk(self) -> bool:
+        """Whether the pack has what the SAE's exact top-k takes, whatever its gate."""
+        return self.layer.full_enc is not None and self.layer.k is not None
 
     def stats(self) -> PackStats:
         """Statistics of the gated activations."""
@@ -106,11 +114,11 @@ class LayerSample:
         return PackStats(largest, mean, rate, LEVELS, quantiles)
 
     def thresholds(self) -> list[Threshold] | None:
-        """Per feature the best stand-in for the exact top-k; None where the gate is no top-k."""
-        if self.layer.gate is not GateKind.TOPK:
+        """Per feature the best stand-in for the exact top-k; None where that is not to be had."""
+        if not self.has_topk:
             return None
         projections = np.concatenate(self._projections)
-        on = np.concatenate(self._activations) != 0
+        on = np.concatenate(self._chosen)
         return [best_threshold(projections[:, i], on[:, i]) for i in range(on.shape[1])]
 
 

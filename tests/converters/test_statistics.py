@@ -122,7 +122,17 @@ def test_thresholds_are_those_of_the_exact_topk() -> None:
     for i, best in enumerate(found):
         assert best.n_chosen == on[:, i].sum()
         assert f1(projection[:, i], on[:, i], best.value) == pytest.approx(best.f1, abs=0.01)
-    assert LayerSample(layer(GateKind.RELU)).thresholds() is None
+    bare = replace(layer(GateKind.RELU), full_enc=None, full_enc_bias=None)
+    assert LayerSample(bare).thresholds() is None
+
+
+def test_thresholds_do_not_hang_on_the_packs_gate() -> None:
+    h, found = residuals(100), []
+    for gate in GateKind:
+        sample = LayerSample(layer(gate))
+        sample.add(h)
+        found.append(sample.thresholds())
+    assert all(each == found[0] for each in found)
 
 
 def stats(rate: float, mean: float) -> PackStats:
