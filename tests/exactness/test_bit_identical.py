@@ -13,6 +13,7 @@ from scope_runtime.runtime import Runtime
 from tests.exactness.conftest import POINTS, Twin
 from tests.support.hooked_llama import hooked_llama, install
 from tests.support.interventions import CASES, N_PROMPT, Case
+from tests.support.numerics import Numerics
 from tests.support.plain_llama import Column, PlainLlama
 from tests.support.random_model import SHAPES
 from tests.support.torch_reference import Rule
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_process_without_the_hook(
-    architecture: str, twins: dict[str, Twin], runtimes: dict[str, Runtime], tmp_path: Path
+    architecture: str, twins: dict[str, Twin], numerics: Numerics, tmp_path: Path
 ) -> None:
     """The other process loads llama.cpp alone: no interposed symbol, no callback."""
     twin = twins[architecture]
@@ -31,8 +32,8 @@ def test_process_without_the_hook(
     subprocess.run(
         [*command, str(tmp_path / "logits.npy"), *tokens], cwd=ROOT, check=True, capture_output=True
     )
-    runtimes[architecture].set_policy(None)
-    found = runtimes[architecture].logits(twin.tokens())
+    with numerics.as_it_comes(), twin.runtime() as runtime:
+        found = runtime.logits(twin.tokens())
     np.testing.assert_array_equal(found, np.load(tmp_path / "logits.npy"))
 
 

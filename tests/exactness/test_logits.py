@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from scope_runtime.runtime import Runtime
-from tests.exactness.conftest import BOUND, POINTS, Equal, Twin, difference
+from tests.exactness.conftest import BOUND, BOUND_AS_IT_COMES, POINTS, Equal, Twin, difference
 from tests.support.interventions import CASES, N_PROMPT, Case
 from tests.support.plain_llama import PlainLlama
 from tests.support.random_model import SHAPES
 from tests.support.torch_reference import EMBEDDING, Rule, run
 
-N_TIMES_BOUND = 20
-"""An intervention must move the logits at least so many bounds, or equality would show nothing."""
+EFFECT = 0.02
+"""An intervention must move the logits by so much of their range, or equality would show nothing."""
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
@@ -36,6 +36,15 @@ def test_intervention(
     twin, runtime = twins[architecture], runtimes[architecture]
     case = CASES[case_name](twin.point(twin.layer(point)))
     check_case(twin, runtime, case, case_name, equal)
+
+
+@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("point", POINTS)
+def test_intervention_in_llama_cpp_as_it_comes(
+    point: str, case_name: str, twin: Twin, default_runtime: Runtime, equal: Equal
+) -> None:
+    case = CASES[case_name](twin.point(twin.layer(point)))
+    check_case(twin, default_runtime, case, "as it comes", equal, BOUND_AS_IT_COMES)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
@@ -63,9 +72,11 @@ def test_rules_at_every_hook_point_at_once(
     check_case(twin, runtimes[architecture], Case(tuple(rules)), "every hook point", equal)
 
 
-def check_case(twin: Twin, runtime: Runtime, case: Case, what: str, equal: Equal) -> None:
+def check_case(
+    twin: Twin, runtime: Runtime, case: Case, what: str, equal: Equal, bound: float = BOUND
+) -> None:
     model, tokens = twin.model.torch_model, twin.tokens()
     runtime.set_policy(twin.policy(case))
     wanted = run(model, tokens, case.rules, n_prompt=N_PROMPT, dose_max=case.dose_max).logits
-    assert difference(twin.unsteered(), wanted) > N_TIMES_BOUND * BOUND
-    equal(runtime.logits(tokens, n_prompt=N_PROMPT), wanted, what)
+    assert difference(twin.unsteered(), wanted) > EFFECT
+    equal(runtime.logits(tokens, n_prompt=N_PROMPT), wanted, what, bound)

@@ -43,7 +43,7 @@ def test_a_small_lie_fails(lie: str, twin: Twin, runtimes: dict[str, Runtime]) -
     honest = run(twin.model.torch_model, twin.tokens(), (told,), n_prompt=N_PROMPT).logits
     wanted = run(twin.model.torch_model, twin.tokens(), (meant[lie],), n_prompt=N_PROMPT).logits
     assert difference(found, honest) <= BOUND
-    assert difference(found, wanted) > 5 * BOUND
+    assert difference(found, wanted) > 100 * BOUND
 
 
 def test_difference_is_in_units_of_the_range() -> None:

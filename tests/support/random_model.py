@@ -38,8 +38,7 @@ Weights = dict[str, NDArray[np.float32]]
 SHAPES = {
     "qwen3": Shape("qwen3"),
     "llama": Shape("llama", n_embd=96, n_layer=4, n_ff=160, n_head=6, n_head_kv=3, head_dim=16),
-    # All experts used: which of them are used would hang on a rounding difference of the router.
-    "qwen3moe": Shape("qwen3moe", n_layer=4, n_ff=48, n_expert=4, n_expert_used=4, tied=True),
+    "qwen3moe": Shape("qwen3moe", n_layer=4, n_ff=48, n_expert=8, n_expert_used=2, tied=True),
     "qwen35": Shape("qwen35", n_layer=6, full_every=3, n_delta_head=2, delta_dim=32),
 }
 
