@@ -27,7 +27,9 @@ class ProgramSlot {
   const scope_program * pin() {
     for (;;) {
       const scope_program * p = current_.load();
-      pinned_.store(p);
+      // An exchange, not a store: some emulators (qemu 7.2, aarch64 on x86) let the load below overtake a plain
+      // sequentially consistent store, and the program would then be freed under this decode.
+      pinned_.exchange(p);
       // Published before it was replaced? Then whoever retires it sees the pin. Else take the newer one.
       if (current_.load() == p) return p;
     }
