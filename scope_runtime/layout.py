@@ -66,6 +66,7 @@ def lay_out(
     index = _lay_features(layout, hooked, on_vector)
     for rule in hooked:
         _lay_rule(layout, rule, index)
+    _lay_switches(layout, hooked)
     _lay_deltas(layout, hooked, on_vector, index)
 
     vectors: dict[int, FloatArray] = {}
@@ -87,17 +88,17 @@ def lay_out(
         architecture=shape.architecture,
         packs=tuple((name, f"sha256:{digest}") for name, digest in artefacts.digests()),
         notes=_notes(planned, on_vector),
-        phase_dependent=any(
-            r.acts
-            and (
-                r.rule.when.phase is not None
-                or (
-                    r.rule.when.positions is not None
-                    and r.rule.when.positions.of is PositionsOf.ANSWER
-                )
-            )
-            for r in planned
-        ),
+        phase_dependent=any(r.acts and _depends_on_phase(r) for r in planned),
+    )
+
+
+def _depends_on_phase(planned: PlannedRule) -> bool:
+    """Whether it matters to the rule where the prompt ends."""
+    deciding = [planned.rule, *([planned.switched_by[0]] if planned.switched_by else [])]
+    return any(
+        rule.when.phase is not None
+        or (rule.when.positions is not None and rule.when.positions.of is PositionsOf.ANSWER)
+        for rule in deciding
     )
 
 
@@ -181,7 +182,7 @@ def _lay_rule(layout: Layout, planned: PlannedRule, index: Index) -> None:
             "pos_from": _INT32.min if not positions or positions.first is None else positions.first,
             "pos_to": _INT32.max if not positions or positions.last is None else positions.last,
             "condition": _trigger_of_condition(layout, planned, index),
-            "switch_on": _trigger_of_switch(layout, planned, index),
+            "switch_on": NONE,
             "alert": NONE
             if alert is None
             else _trigger(
@@ -215,20 +216,12 @@ def _trigger_of_condition(layout: Layout, planned: PlannedRule, index: Index) ->
     )
 
 
-def _trigger_of_switch(layout: Layout, planned: PlannedRule, index: Index) -> int:
-    if planned.switched_by is None:
-        return NONE
-    alert, latents = planned.switched_by
-    return _trigger(
-        layout,
-        latents,
-        index,
-        watch=alert.watch,
-        above=alert.above,
-        below=alert.below,
-        for_tokens=alert.for_tokens,
-        latch=1,
-    )
+def _lay_switches(layout: Layout, hooked: list[PlannedRule]) -> None:
+    """A rule that an alert switches on waits for the alert's own trigger: with its scope, condition and count."""
+    numbers = {planned.rule.name: number for number, planned in enumerate(hooked)}
+    for planned, row in zip(hooked, layout.rules, strict=True):
+        if planned.switched_by is not None:
+            row["switch_on"] = layout.rules[numbers[planned.switched_by[0].name]]["alert"]
 
 
 def _trigger(
@@ -242,7 +235,6 @@ def _trigger(
     hysteresis: float = 0.0,
     for_tokens: int = 1,
     keep_tokens: int = 0,
-    latch: int = 0,
 ) -> int:
     first = len(layout.trigger_features)
     layout.trigger_features += [index[latent.key] for latent in latents]
@@ -258,7 +250,6 @@ def _trigger(
             "hysteresis": hysteresis,
             "for_tokens": for_tokens,
             "keep_tokens": keep_tokens,
-            "latch": latch,
         }
     )
     return len(layout.triggers) - 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scope_runtime.errors import CompileError
-from scope_runtime.policy.model import AlertSpec, Condition, Mode, Op, Policy, Rule, Unit
+from scope_runtime.policy.model import Condition, Mode, Op, Policy, Rule, Unit
 from scope_runtime.program import (
     DELTA_ABLATE,
     DELTA_ADD,
@@ -43,7 +43,8 @@ class PlannedRule:
     deltas: list[Delta]
     watched: tuple[Latent, ...] = ()
     condition: tuple[Condition, tuple[Latent, ...]] | None = None
-    switched_by: tuple[AlertSpec, tuple[Latent, ...]] | None = None
+    switched_by: tuple[Rule, tuple[Latent, ...]] | None = None
+    """The alert rule that switches it on, and what that watches."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -63,11 +64,11 @@ class PlannedRule:
 
 def plan(policy: Policy, artefacts: Artefacts, shape: ModelShape) -> list[PlannedRule]:
     """Every rule that is not off, as deltas to add and features to watch."""
-    switches: dict[str, tuple[AlertSpec, tuple[Latent, ...]]] = {}
+    switches: dict[str, tuple[Rule, tuple[Latent, ...]]] = {}
     for rule in policy.rules:
         if rule.alert is not None and _mode(policy, rule) is not Mode.OFF:
             for name in rule.alert.switch_on:
-                switches[name] = (rule.alert, resolve_latents(policy, artefacts, rule.targets))
+                switches[name] = (rule, resolve_latents(policy, artefacts, rule.targets))
 
     out = []
     for rule in policy.rules:

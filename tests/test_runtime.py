@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from scope_runtime import Runtime, ScopeError
+from scope_runtime.errors import HookError
 from scope_runtime.llama import library
 from scope_runtime.llama.engine import Generation
 from tests.conftest import Tiny
@@ -221,3 +222,24 @@ def test_everything_is_in_the_audit_file_before_the_answer_is_returned(
         assert line["v"] == 1
         assert line["digests"]["model"].startswith("sha256:")
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_after_a_failed_decode_the_next_answer_starts_afresh(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure comes after part of the prompt is in memory: what is in memory then is on no list."""
+    wanted = runtime.generate(PROMPT, max_tokens=5, temperature=0.0)
+    context = runtime._engine.context  # the one way to make llama.cpp fail
+    decode = context.decode
+
+    def fails(tokens: list[int], first: int, **keys: bool) -> None:
+        decode(tokens[: len(tokens) // 2], first, **keys)
+        raise HookError("llama_decode failed with code 2")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(context, "decode", fails)
+        with pytest.raises(HookError):
+            runtime.generate(PROMPT[:3] + PROMPT, max_tokens=5)
+    assert runtime.events()[-1].detail["finish_reason"] == "error"
+    again = runtime.generate(PROMPT, max_tokens=5, temperature=0.0)
+    assert (again.tokens, again.n_reused) == (wanted.tokens, 0)

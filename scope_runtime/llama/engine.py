@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scope_runtime.errors import UsageError
+from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import Event, EventReader, Kind, RequestContext, RevisionSpan, Sink
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.sampler import Sampler
-from scope_runtime.native.hook import ATTACH_COLUMNS
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
@@ -208,8 +207,7 @@ class Engine:
         try:
             pending = prompt[reused:]
             while True:
-                context.decode(pending, len(self._held))
-                self._held += pending
+                self._advance(pending)
                 self._collect(running)
                 if hook.request_status(SEQUENCE).abort:
                     finish = "abort"
@@ -236,6 +234,9 @@ class Engine:
             if rest:
                 text.append(rest)
                 yield rest
+        except ScopeError:
+            finish = "error"
+            raise
         finally:
             sampler.close()
             self._held_prompt = min(len(prompt) - 1, len(self._held))
@@ -254,6 +255,16 @@ class Engine:
             n_prompt=len(prompt),
             n_reused=reused,
         )
+
+    def _advance(self, tokens: list[int]) -> None:
+        """Decodes tokens after what is held; after a failure or an interrupt nothing that is held is trusted."""
+        try:
+            self.context.decode(tokens, len(self._held))
+            self._held += tokens
+        except BaseException:
+            # Some batches of the tokens may be in memory, which no list of ours says: the next request starts afresh.
+            self._held = []
+            raise
 
     def _reuse(self, prompt: list[int]) -> int:
         """Keeps the longest prefix whose KV is right for this prompt under the active program; drops the rest.
@@ -357,10 +368,6 @@ class Engine:
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages through the model's chat template."""
         return self.chat.tokens(self.context, messages)
-
-    @property
-    def mixes_requests(self) -> bool:
-        return bool(self.context.live_hook.attached & ATTACH_COLUMNS)
 
 
 def _equal(one: Program, other: Program) -> bool:

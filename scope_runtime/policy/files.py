@@ -124,6 +124,6 @@ def _trouble(root: str, name: str) -> tuple[str, str, str] | None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "neither file nor directory"
         return "not a regular file", f"{name}, {kind}", "a file"
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         return "the file cannot be read", f"{name}: Permission denied", "a readable file"
     return None

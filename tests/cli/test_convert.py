@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from scope_runtime.cli.convert import app
 from scope_runtime.errors import ScopeError
 from scope_runtime.packs import read_pack
 from tests.support.raw_gguf import vector as raw_vector
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from converters import FeatureRequest, ReadOptions, Vectors, convert_pack, load, open_source
 from converters.features import SaeLayer
@@ -16,9 +18,6 @@ from converters.inspect import inspect_file
 from converters.licence import find_licence
 from scope_runtime.errors import PackError, UsageError
 from scope_runtime.policy.model import EMBEDDING, GateKind
-
-torch = pytest.importorskip("torch")
-from safetensors.torch import save_file  # noqa: E402
 
 WIDTH, N = 8, 12
 CONFIG: dict[str, Any] = {

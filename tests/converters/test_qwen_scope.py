@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from converters import FeatureRequest, convert_pack
 from converters.features import parse_feature, read_features
@@ -22,8 +23,6 @@ from scope_runtime.policy.model import GateKind
 from tests.support.mutations import survive
 from tests.support.raw_gguf import Key
 from tests.support.raw_gguf import model as raw_model
-
-torch = pytest.importorskip("torch")
 
 N_LAYERS, D_MODEL, D_SAE, K = 3, 16, 64, 4
 CONFIG = {

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from converters.readers.npz_file import open_npz
 from converters.readers.safetensors_file import open_safetensors
 from converters.readers.stored import File
 from converters.readers.torch_file import open_torch
 from scope_runtime.errors import PackError
-
-torch = pytest.importorskip("torch")
-from safetensors.torch import save_file  # noqa: E402
 
 IDS = np.array([7, 0, 30])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from converters.features import FeatureRequest
 from converters.vector import (
@@ -21,8 +22,6 @@ from scope_runtime.errors import PackError, UsageError
 from scope_runtime.packs import PackLayer, PackModel, write_pack
 from scope_runtime.policy.model import GateKind
 from scope_runtime.vectors import read_control_vector, write_control_vector
-
-torch = pytest.importorskip("torch")
 
 WIDTH = 8
 N_LAYER = 4

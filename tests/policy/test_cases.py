@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,11 +63,32 @@ def test_unreadable_policy_file(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_pack_without_permission(tmp_path: Path) -> None:
+@contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """Root reads everything, so a test that runs as root goes on as nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_pack_without_permission() -> None:
     policy = read_case(next(path for path in CASES if path.stem == "path-missing"))
-    file = policy.lay_out(tmp_path)
-    file.write_bytes(policy.document.replace(b"gone", b"a"))
-    (tmp_path / "packs" / "a.gguf").chmod(0)
-    with pytest.raises(PolicyErrors, match="the file cannot be read"):
-        load_policy(file)
+    # pytest's own folders are closed to everyone else.
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        file = policy.lay_out(root)
+        with pytest.raises(PolicyErrors):
+            load_policy(file)
+        file.write_bytes(policy.document.replace(b"gone", b"a"))
+        (root / "packs" / "a.gguf").chmod(0)
+        with (
+            bound_by_permissions(),
+            pytest.raises(PolicyErrors, match="the file cannot be read"),
+        ):
+            load_policy(file)

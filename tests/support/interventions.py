@@ -191,6 +191,9 @@ CASES: dict[str, Callable[[Point], Case]] = {
     "condition below": _condition_below,
     "condition at an earlier layer": _condition_earlier,
     "switched on by an alert": lambda p: _conditional(p, latch=True),
+    "switched on by an alert on the answer": lambda p: _conditional(
+        p, latch=True, phase="generation"
+    ),
     "dose clamp": lambda p: Case((Rule("amplify", (p.firing(1)[0],), alpha=9.0),), dose_max=0.25),
     "dose clamp of several rules": lambda p: replace(_several(p), dose_max=0.2),
     "audit beside enforced": _audit_beside_enforced,

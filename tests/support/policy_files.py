@@ -112,6 +112,7 @@ def _switching_alert(condition: Condition, rule: str, features: _Features) -> di
         "alert": features.names(condition.latents),
         **_bounds(condition),
         "watch": condition.watch,
+        **({"when": {"phase": condition.phase}} if condition.phase else {}),
         "actions": ["log", {"switch_on": rule}],
     }
 

@@ -64,6 +64,7 @@ class Condition:
     """True while a watched value is above or below a bound; see `firing`.
 
     ``latch``: once true, true for every later token (an alert that switches a rule on).
+    ``phase``: the alert's own; outside it, tokens do not count.
     """
 
     latents: tuple[Latent, ...]
@@ -73,6 +74,7 @@ class Condition:
     for_tokens: int = 1
     watch: str = "max"
     latch: bool = False
+    phase: str | None = None
 
     @property
     def layer(self) -> int:
@@ -156,7 +158,9 @@ def activation(latent: Latent, h: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def firing(condition: Condition, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the condition holds at each token of a sequence, given its value at each token."""
+    """Whether the condition holds at each token of a sequence, given its value at each token.
+
+    NaN: a token that does not count."""
     above = np.inf if condition.above is None else condition.above
     below = -np.inf if condition.below is None else condition.below
     fires, in_a_row, out = False, 0, np.zeros(len(values), dtype=bool)
@@ -209,16 +213,17 @@ class _Steering:
             if condition.layer == layer:
                 zs = np.stack([self.steered.activations[id(x)] for x in condition.latents])
                 values = zs.sum(axis=0) if condition.watch == "sum" else zs.max(axis=0)
+                values = np.where(self._in_phase(condition.phase, len(h)), values, np.nan)
                 self._conditions[id(condition)] = firing(condition, values)
+
+    def _in_phase(self, phase: str | None, n_tokens: int) -> NDArray[np.bool_]:
+        answer = np.arange(n_tokens) >= self.n_prompt - 1
+        return {None: np.ones(n_tokens, dtype=bool), "generation": answer, "prompt": ~answer}[phase]
 
     def _in_scope(self, rule: Rule, n_tokens: int) -> NDArray[np.bool_]:
         position = np.arange(n_tokens)
         first_answer = self.n_prompt - 1
-        mask = np.ones(n_tokens, dtype=bool)
-        if rule.phase == "generation":
-            mask &= position >= first_answer
-        elif rule.phase == "prompt":
-            mask &= position < first_answer
+        mask = self._in_phase(rule.phase, n_tokens)
         if rule.positions is not None:
             counted = position - first_answer if rule.positions_of == "answer" else position
             first, last = rule.positions
