@@ -400,6 +400,34 @@ def make_by_hand(out: Path) -> None:
     cast = {"model_type": "qwen3", "directions": lists, "explained_variances": spread}
     (out / "cast.svec").write_text(json.dumps(cast))
     np.savez(out / "expected.npz", **{str(layer): each for layer, each in made.items()})
+    write_qwen_scope(out / "qwen-scope")
+
+
+def write_qwen_scope(folder: Path) -> None:
+    """A set of two layers, and what its documented formula gives: top-k of W_enc h + b_enc."""
+    import torch
+
+    folder.mkdir()
+    said = {"model_type": "topk_sae", "k": K, "d_sae": D_SAE, "d_model": D_MODEL, "num_layers": 9}
+    (folder / "config.json").write_text(json.dumps(said))
+    rng = torch.Generator().manual_seed(9)
+    for layer in (2, 7):
+        shapes = {"W_enc": (D_SAE, D_MODEL), "W_dec": (D_MODEL, D_SAE)}
+        weights = {key: 0.4 * torch.randn(shape, generator=rng) for key, shape in shapes.items()}
+        weights["b_enc"] = 0.1 * torch.randn(D_SAE, generator=rng)
+        weights["b_dec"] = 0.1 * torch.randn(D_MODEL, generator=rng)
+        torch.save(weights, folder / f"layer{layer}.sae.pt")
+
+        def encode(h: Any, weights: dict[str, Any] = weights) -> Any:
+            pre = h @ weights["W_enc"].T + weights["b_enc"]
+            kept = pre.topk(K, dim=-1)
+            return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values)
+
+        def decode(z: Any, weights: dict[str, Any] = weights) -> Any:
+            return z @ weights["W_dec"].T + weights["b_dec"]
+
+        expect(folder, encode, decode)
+        (folder / "expected.npz").rename(folder / f"expected-{layer}.npz")
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
