@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from scope_runtime.cli import findings
+from scope_runtime.cli.findings import Finding
 from scope_runtime.cli.options import RootOption
 from scope_runtime.errors import Location, PolicyErrors, ScopeError, UsageError
 from scope_runtime.policy.lint import LintWarning, lint
 from scope_runtime.policy.load import load_policy, policy_files
 from scope_runtime.policy.revision import policy_revision
+from scope_runtime.types import StrEnum
 
 INVALID = 1
 LINT_ONLY = 3
@@ -31,6 +34,15 @@ class Verdict:
     warnings: tuple[LintWarning, ...]
 
 
+class Form(StrEnum):
+    """How findings are written."""
+
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+    GITHUB = "github"
+
+
 def check(
     paths: Annotated[
         list[Path], typer.Argument(help="Policy files, or directories of them.", show_default=False)
@@ -42,7 +54,10 @@ def check(
     warnings: Annotated[
         bool, typer.Option(help="Also say what is allowed but seldom meant.")
     ] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    form: Annotated[
+        Form, typer.Option("--format", help="For people, scripts, code scanning, or GitHub.")
+    ] = Form.TEXT,
+    json_output: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Check policies: format, names, files, and that they compile for the model of their packs.
 
@@ -54,12 +69,21 @@ def check(
       scope check policies/english-only.yaml
       scope check policies/ --no-warnings
       scope check --json policies/*.yaml | jq .policies[].revision
+      scope check --format sarif policies/ > scope.sarif
     """
     verdicts = [check_file(path, root, files=files) for path in _policies(paths)]
     if json_output:
+        form = Form.JSON
+    if form is Form.JSON:
         typer.echo(json.dumps(_document(verdicts, warnings), ensure_ascii=False, indent=2))
+    elif form is Form.SARIF:
+        log = findings.sarif(_findings(verdicts, warnings))
+        typer.echo(json.dumps(log, ensure_ascii=False, indent=2))
     else:
         _print(verdicts, warnings)
+    if form is Form.GITHUB:
+        for line in findings.github(_findings(verdicts, warnings)):
+            typer.echo(line)
     if any(verdict.errors for verdict in verdicts):
         raise typer.Exit(INVALID)
     if warnings and any(verdict.warnings for verdict in verdicts):
@@ -101,6 +125,17 @@ def _policies(paths: list[Path]) -> list[Path]:
         else:
             raise UsageError("no such file or directory", found=str(path))
     return list(dict.fromkeys(found))
+
+
+def _findings(verdicts: list[Verdict], with_warnings: bool) -> list[Finding]:
+    return [
+        finding
+        for verdict in verdicts
+        for finding in (
+            *(findings.of_error(error, verdict.file) for error in verdict.errors),
+            *(map(findings.of_warning, verdict.warnings) if with_warnings else ()),
+        )
+    ]
 
 
 def _print(verdicts: list[Verdict], with_warnings: bool) -> None:

@@ -1,10 +1,10 @@
 """The published JSON Schema, and its findings in words that fit a policy's author.
 
-Policies are held against policy.schema.json and nothing else; this module only turns what
-jsonschema finds into PolicyErrors. It leans on how the schema is written: a ``title`` is a noun
-phrase that can follow "expected", ``oneOf``/``anyOf`` of ``required`` lists keys that exclude each
-other, ``dependentRequired`` says which key a key goes with, and any other ``anyOf`` offers
-alternatives of different types.
+Policies are held against policy.schema.json and nothing else (other files of ours against theirs);
+this module only turns what jsonschema finds into PolicyErrors. It leans on how the schema is
+written: a ``title`` is a noun phrase that can follow "expected", ``oneOf``/``anyOf`` of ``required``
+lists keys that exclude each other, ``dependentRequired`` says which key a key goes with, and any
+other ``anyOf`` offers alternatives of different types.
 """
 
 from __future__ import annotations
@@ -61,34 +61,35 @@ class Finding:
 
 
 @functools.cache
-def schema() -> dict[str, Any]:
-    """The policy's JSON Schema (draft 2020-12)."""
-    loaded: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+def schema(path: Path = SCHEMA_PATH) -> dict[str, Any]:
+    """A JSON Schema (draft 2020-12) that lies in the package; the policy's unless told otherwise."""
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 
 
 @functools.cache
-def _validator() -> Validator:
+def _validator(path: Path) -> Validator:
     def pattern(_: Any, wanted: str, instance: Any, __: Any) -> Iterator[ValidationError]:
         if isinstance(instance, str) and not matches(wanted, instance):
             yield ValidationError(f"{instance!r} does not match {wanted!r}")
 
     extend: Any = jsonschema.validators.extend  # untyped
-    made: Validator = extend(jsonschema.Draft202012Validator, {"pattern": pattern})(schema())
+    made: Validator = extend(jsonschema.Draft202012Validator, {"pattern": pattern})(schema(path))
     return made
 
 
-def schema_findings(document: Document) -> list[Finding]:
-    """Where the document departs from the schema; at most one finding for each value or key."""
-    translator = _Translator(document)
-    for error in _validator().iter_errors(document.tree):
+def schema_findings(document: Document, path: Path = SCHEMA_PATH) -> list[Finding]:
+    """Where the document departs from the schema at ``path``; at most one finding for each value or key."""
+    translator = _Translator(document, schema(path))
+    for error in _validator(path).iter_errors(document.tree):
         translator.translate(error)
     return translator.findings()
 
 
 class _Translator:
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, schema: dict[str, Any]) -> None:
         self._document = document
+        self._schema = schema
         self._values: dict[KeyPath, Finding] = {}  # one a value: the first says enough
         self._keys: dict[tuple[KeyPath, str], Finding] = {}
         self._meant: set[tuple[KeyPath, str]] = set()  # keys that an unknown key probably meant
@@ -191,7 +192,7 @@ class _Translator:
     def _branches(self, error: _Error) -> Iterator[dict[str, Any]]:
         for branch in error.validator_value:
             target = branch.get("$ref", "").rpartition("/")[2]
-            yield {**schema()["$defs"].get(target, {}), **branch}
+            yield {**self._schema["$defs"].get(target, {}), **branch}
 
     def _unknown_key(self, key: str, path: KeyPath, known: list[str]) -> None:
         near = nearest(key, known)

@@ -104,8 +104,13 @@ def decode(data: bytes, file: str) -> str:
         ) from None
 
 
-def parse(text: str, file: str) -> Document:
+def parse(text: str, file: str, what: str = "policy") -> Document:
     """Reads one YAML document.
+
+    Args:
+        text: the file's text.
+        file: its name, for messages.
+        what: what the file should hold, for messages.
 
     Raises:
         PolicyErrors: the text is not YAML, or uses what policies do not allow; nothing after that
@@ -113,7 +118,7 @@ def parse(text: str, file: str) -> Document:
             document's ``errors``.
     """
     text = text.removeprefix("\ufeff")
-    builder = _Builder(text, file)
+    builder = _Builder(text, file, what)
     try:
         tree = _build(builder, text, file)
     except PolicyErrors as fatal:
@@ -162,7 +167,8 @@ def _location(file: str, text: str, index: int) -> Location:
 class _Builder:
     """Builds the tree from the parser's events; recursion is bounded by MAX_DEPTH."""
 
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(self, text: str, file: str, what: str) -> None:
+        self._what = what
         self._events: Iterator[Any] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         self._file = file
         self.marks: dict[KeyPath, Mark] = {}
@@ -172,7 +178,7 @@ class _Builder:
         next(self._events)  # stream start
         start = next(self._events)
         if isinstance(start, yaml.StreamEndEvent):
-            raise fatal("the file is empty", Location(self._file), None, "a policy")
+            raise fatal("the file is empty", Location(self._file), None, f"a {self._what}")
         if start.version and tuple(start.version) != (1, 2):
             version = ".".join(str(part) for part in start.version)
             raise fatal(
@@ -186,7 +192,7 @@ class _Builder:
                 "a second document in one file",
                 self._at(after),
                 '"---"',
-                "one policy a file",
+                f"one {self._what} a file",
             )
         return tree
 

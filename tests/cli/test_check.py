@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scope_runtime.cli.findings import Finding, github
 from scope_runtime.cli.main import main
+from scope_runtime.errors import Location
 from tests.conftest import Tiny
 
 GOOD = """\
@@ -147,3 +150,93 @@ def test_a_feature_that_is_not_in_the_pack(check: Check, tiny: Tiny) -> None:
     assert code == 1
     assert "999999" in out
     assert "wrong.yaml" in out
+
+
+# -- formats of code hosts
+
+
+def sarif_results(out: str) -> list[dict[str, Any]]:
+    """The results, after what SARIF 2.1.0 asks of the log around them."""
+    log = json.loads(out)
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    driver = run["tool"]["driver"]
+    assert driver["name"] == "scope check"
+    ids = [rule["id"] for rule in driver["rules"]]
+    assert len(ids) == len(set(ids))
+    for result in run["results"]:
+        assert ids[result["ruleIndex"]] == result["ruleId"]
+    assert len({r["partialFingerprints"]["scope/v1"] for r in run["results"]}) == len(
+        run["results"]
+    )
+    return list(run["results"])
+
+
+def test_sarif(check: Check) -> None:
+    code, out, err = check("--format", "sarif", "bad.yaml", "good.yaml", "linty.yaml", "--no-files")
+    assert (code, err) == (1, "")
+    places = [
+        (r["ruleId"], r["level"], r["locations"][0]["physicalLocation"]) for r in sarif_results(out)
+    ]
+    assert places == [
+        (
+            "policy-error",
+            "error",
+            {
+                "artifactLocation": {"uri": "bad.yaml"},
+                "region": {"startLine": 2, "startColumn": 1},
+            },
+        ),
+        (
+            "policy-error",
+            "error",
+            {
+                "artifactLocation": {"uri": "bad.yaml"},
+                "region": {"startLine": 6, "startColumn": 44},
+            },
+        ),
+        ("no-owner", "warning", {"artifactLocation": {"uri": "linty.yaml"}}),
+    ]
+
+
+def test_sarif_of_nothing_is_a_run_without_results(check: Check) -> None:
+    code, out, _ = check("--format", "sarif", "good.yaml", "--no-files")
+    assert (code, sarif_results(out)) == (0, [])
+
+
+def test_sarif_names_files_by_uri(check: Check, tmp_path: Path) -> None:
+    odd = tmp_path / "a b#ä.yaml"
+    odd.write_text(BAD)
+    _, out, _ = check("--format", "sarif", odd.name, odd, "--no-files")
+    uris = {
+        r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in sarif_results(out)
+    }
+    assert uris == {"a%20b%23%C3%A4.yaml", odd.as_uri()}
+
+
+def test_github_annotations(check: Check) -> None:
+    code, out, err = check("--format", "github", "bad.yaml", "linty.yaml", "--no-files")
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert "\n".join(lines[:4]) + "\n" == BAD_LINES + LINTY_LINES
+    assert lines[4:] == [
+        "::error file=bad.yaml,line=2,col=1,title=scope check%3A policy-error::"
+        'unknown key "Kind" (at Kind). Did you mean "kind"?',
+        "::error file=bad.yaml,line=6,col=44,title=scope check%3A policy-error::"
+        'wrong type (at spec.rules[0].alpha); found text "one"; expected a number',
+        "::warning file=linty.yaml,title=scope check%3A no-owner::"
+        "nobody is named who answers for the policy",
+    ]
+
+
+def test_an_annotation_stays_one_command() -> None:
+    finding = Finding("error", "x", "50 %\nnext", Location("a,b:c.yaml", 1))
+    assert github([finding]) == [
+        "::error file=a%2Cb%3Ac.yaml,line=1,title=scope check%3A x::50 %25%0Anext"
+    ]
+
+
+def test_an_unknown_format_is_wrong_usage(check: Check) -> None:
+    code, out, err = check("--format", "xml", "good.yaml")
+    assert (code, out) == (2, "")
+    assert "'xml' is not one of" in err
