@@ -21,6 +21,7 @@ class Entry:
 
 COMMANDS = {
     "check": Entry("check", "check", "Check policies: format, names, files."),
+    "fmt": Entry("fmt", "fmt", "Lay out policies; comments stay."),
     "explain": Entry("explain", "explain", "Print what a policy compiles to on a model."),
     "run": Entry("run", "run", "Generate an answer under a policy."),
     "convert": Entry("convert", "app", "Turn SAE files into feature packs."),
