@@ -55,17 +55,22 @@ def compile_policy(
 def check_against_packs(policy: Policy) -> Program:
     """Compiles for the model that the policy's packs were made for: what ``scope check`` can prove without a model."""
     artefacts = load_artefacts(policy)
+    return compile_policy(policy, assumed_shape(policy, artefacts), artefacts=artefacts)
+
+
+def assumed_shape(policy: Policy, artefacts: Artefacts) -> ModelShape:
+    """The model that the packs were made for; without packs, the smallest that the policy and its vectors fit."""
     shape = shape_of_packs(artefacts)
-    if shape is None:
-        widths = {v.size for vector in artefacts.vectors.values() for v in vector.layers.values()}
-        depth = max((max(vector.layers) for vector in artefacts.vectors.values()), default=0)
-        wanted = policy.model
-        shape = ModelShape(
-            (wanted.architecture if wanted else None) or "any",
-            (wanted.layers if wanted else None) or depth + 1,
-            (wanted.width if wanted else None) or max(widths, default=1),
-        )
-    return compile_policy(policy, shape, artefacts=artefacts)
+    if shape is not None:
+        return shape
+    widths = {v.size for vector in artefacts.vectors.values() for v in vector.layers.values()}
+    depth = max((max(vector.layers) for vector in artefacts.vectors.values()), default=0)
+    wanted = policy.model
+    return ModelShape(
+        (wanted.architecture if wanted else None) or "any",
+        (wanted.layers if wanted else None) or depth + 1,
+        (wanted.width if wanted else None) or max(widths, default=1),
+    )
 
 
 def compile_file(path: str, shape: ModelShape) -> Program:

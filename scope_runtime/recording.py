@@ -7,9 +7,10 @@ t.tokens             (n_tokens,)       I32
 t.layer.L            (n_tokens, width) F16, the residual before any change
 ==================== ================= ===========================================
 
-Metadata: ``scope.recording``, a JSON object of ``version``, ``model`` (the model file's SHA-256) and
-``texts`` (how many). One key, because safetensors writes several in an order of chance. Every text
-has the same layers.
+Metadata: ``scope.recording``, a JSON object of ``version``, ``model`` (the model file's SHA-256),
+``texts`` (how many) and, where texts are prompts with answers, ``n_prompt`` (per text the tokens of its
+prompt, or null). One key, because safetensors writes several in an order of chance. Every text has
+the same layers.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ MAX_TEXTS = 1_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedText:
-    """One text: token ids, and per layer its residuals (n_tokens, width) in F16."""
+    """One text: token ids, per layer its residuals (n_tokens, width) in F16, and where its answer begins.
+
+    ``n_prompt`` is None where the recording does not tell a prompt from an answer.
+    """
 
     tokens: tuple[int, ...]
     layers: dict[int, npt.NDArray[np.float16]] = field(repr=False)
+    n_prompt: int | None = None
 
     def residual(self, layer: int) -> F32Array:
         """The residuals of one layer in F32, a copy that a program may change."""
@@ -67,7 +72,9 @@ def write_recording(path: str | Path, model_sha256: str, texts: Iterable[TextRes
     """
     tensors: dict[str, npt.NDArray[Any]] = {}
     n_texts = 0
+    prompts: list[int | None] = []
     for n_texts, text in enumerate(texts, 1):
+        prompts.append(text.n_prompt)
         prefix = f"{n_texts - 1}"
         tensors[f"{prefix}.tokens"] = np.array(text.tokens, np.int32)
         for layer, h in sorted(text.layers.items()):
@@ -77,7 +84,9 @@ def write_recording(path: str | Path, model_sha256: str, texts: Iterable[TextRes
             tensors[f"{prefix}.layer.{layer_name(layer)}"] = half
     if not n_texts:
         raise PackError("a recording without texts", location=Location(str(path)))
-    about = {"version": VERSION, "model": model_sha256, "texts": n_texts}
+    about: dict[str, Any] = {"version": VERSION, "model": model_sha256, "texts": n_texts}
+    if any(n is not None for n in prompts):
+        about["n_prompt"] = prompts
     with written_whole(path, PackError) as temporary:
         save_file(tensors, temporary, {KEY: json.dumps(about)})
 
@@ -103,7 +112,11 @@ def read_recording(path: str | Path) -> Recording:
         if number not in by_text or not (what == "tokens" or what.startswith("layer.")):
             _fail(path, "a tensor has no place in a recording", found=repr(name[:80]))
         by_text[number][what] = tensor
-    texts = tuple(_text(path, number, parts) for number, parts in by_text.items())
+    prompts = about.get("n_prompt") or [None] * len(by_text)
+    texts = tuple(
+        _text(path, number, parts, n_prompt)
+        for (number, parts), n_prompt in zip(by_text.items(), prompts, strict=True)
+    )
     if len({(tuple(text.layers), _width(text)) for text in texts}) != 1:
         _fail(path, "the texts differ in their layers")
     return Recording(str(path), about["model"], texts)
@@ -124,13 +137,29 @@ def _about(path: str | Path, metadata: dict[str, str]) -> dict[str, Any]:
     count = about.get("texts")
     if type(count) is not int or not 1 <= count <= MAX_TEXTS:
         _fail(path, "the number of texts is absurd", found=repr(count)[:20])
+    prompts = about.get("n_prompt")
+    if prompts is not None and not (
+        isinstance(prompts, list)
+        and len(prompts) == count
+        and all(n is None or type(n) is int for n in prompts)
+    ):
+        _fail(path, "the prompts' lengths are no list of one number a text")
     return about
 
 
-def _text(path: str | Path, number: str, parts: dict[str, Any]) -> RecordedText:
+def _text(
+    path: str | Path, number: str, parts: dict[str, Any], n_prompt: int | None
+) -> RecordedText:
     tokens = parts.pop("tokens", None)
     if tokens is None or tokens.dtype != np.int32 or tokens.ndim != 1:
         _fail(path, f"text {number} has no tokens")
+    if n_prompt is not None and not 1 <= n_prompt <= len(tokens):
+        _fail(
+            path,
+            f"text {number} has a prompt of another length",
+            found=str(n_prompt),
+            expected=f"1 to {len(tokens)}",
+        )
     layers = {}
     for name, h in parts.items():
         shown = name.removeprefix("layer.")
@@ -146,7 +175,7 @@ def _text(path: str | Path, number: str, parts: dict[str, Any]) -> RecordedText:
         layers[EMBEDDING if shown == "embedding" else int(shown)] = h
     if not layers:
         _fail(path, f"text {number} has no residuals")
-    return RecordedText(tuple(tokens.tolist()), dict(sorted(layers.items())))
+    return RecordedText(tuple(tokens.tolist()), dict(sorted(layers.items())), n_prompt)
 
 
 def _width(text: RecordedText) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from scope_runtime.llama.capture import TextResiduals
 from scope_runtime.recording import read_recording, write_recording
 
 
-def about(version: object = 1, model: object = "ab", texts: object = 1) -> dict[str, str]:
-    return {"scope.recording": json.dumps({"version": version, "model": model, "texts": texts})}
+def about(
+    version: object = 1, model: object = "ab", texts: object = 1, **more: object
+) -> dict[str, str]:
+    said = {"version": version, "model": model, "texts": texts, **more}
+    return {"scope.recording": json.dumps(said)}
 
 
 META = about()
@@ -46,6 +50,16 @@ def test_round_trip(tmp_path: Path) -> None:
             assert np.array_equal(text.residual(layer), h.astype(np.float16).astype(np.float32))
 
 
+def test_where_the_answer_begins_comes_back(tmp_path: Path) -> None:
+    first, second = texts()
+    path = tmp_path / "r.safetensors"
+    write_recording(path, "ab", [replace(first, n_prompt=2), second])
+    assert [text.n_prompt for text in read_recording(path).texts] == [2, None]
+    write_recording(path, "ab", [first, second])
+    assert [text.n_prompt for text in read_recording(path).texts] == [None, None]
+    assert b"n_prompt" not in path.read_bytes()
+
+
 def test_what_f16_cannot_hold_is_refused(tmp_path: Path) -> None:
     text = TextResiduals((1,), {0: np.full((1, 2), 1e6, np.float32)})
     with pytest.raises(PackError, match="text 0 at layer 0 is not finite"):
@@ -68,6 +82,10 @@ TOKENS = np.zeros(2, np.int32)
         ({"a": HALF}, about(texts=10**9), "the number of texts is absurd"),
         ({"a": HALF}, about(model=None), "the model's digest is missing"),
         ({"a": HALF}, {"scope.recording": "[" * 10_000}, "not a recording of this version"),
+        ({"a": HALF}, about(n_prompt=3), "no list of one number a text"),
+        ({"a": HALF}, about(n_prompt=[1, 1]), "no list of one number a text"),
+        ({"a": HALF}, about(n_prompt=[True]), "no list of one number a text"),
+        ({"0.tokens": TOKENS}, about(n_prompt=[3]), "found 3; expected 1 to 2"),
         ({"0.layer.1": HALF}, META, "text 0 has no tokens"),
         ({"0.tokens": TOKENS}, META, "text 0 has no residuals"),
         ({"0.tokens": TOKENS, "0.layer.x": HALF}, META, "no name of a layer; found 'x'"),

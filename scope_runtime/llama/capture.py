@@ -25,10 +25,12 @@ class TextResiduals:
     Attributes:
         tokens: its token ids.
         layers: per wanted layer the residual at every token, before any change, (n_tokens, n_embd).
+        n_prompt: how many of the tokens are prompt, the rest is an answer; None: not known.
     """
 
     tokens: tuple[int, ...]
     layers: dict[int, F32Array]
+    n_prompt: int | None = None
 
 
 @contextmanager
