@@ -127,3 +127,7 @@ class PolicyErrors(PolicyError):
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+    def fields(self) -> dict[str, object]:
+        """As of one error, with all of them under ``errors``."""
+        return {**super().fields(), "errors": [error.fields() for error in self.errors]}

@@ -159,6 +159,8 @@ class EventReader:
         detail: dict[str, Any] = {}
         if program is not None:
             detail["revision"] = program.revision
+            if rule is not None and rule.policy:
+                detail["policy"] = rule.policy
         if kind is Kind.REQUEST:
             detail |= _summary(raw)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -20,7 +21,7 @@ from scope_runtime.policy.model import (
     PositionsOf,
     Watch,
 )
-from scope_runtime.policy.revision import policy_revision
+from scope_runtime.policy.revision import revision_of
 from scope_runtime.program import (
     ACTION_ABORT,
     DELTA_ABLATE,
@@ -52,9 +53,14 @@ def lay_out(
     shape: ModelShape,
 ) -> Program:
     """Tables of the hook's program for the callback plane, summed directions for the control-vector plane."""
+    packs = tuple((name, f"sha256:{digest}") for name, digest in artefacts.digests())
+    # Of the files as they were opened: what they hold by now is not what is compiled.
+    revision = revision_of(policy, dict(packs))
     if not planned:
-        return _with_identity(
-            empty_program(shape.n_embd, shape.n_layer, shape.architecture), policy
+        return replace(
+            empty_program(shape.n_embd, shape.n_layer, shape.architecture),
+            policy=policy.name,
+            revision=revision,
         )
     hooked = [r for r in planned if r.watched or any(d.layer not in on_vector for d in r.deltas)]
     rest = [r for r in planned if not any(r is other for other in hooked)]
@@ -81,12 +87,12 @@ def lay_out(
         n_hooked=len(hooked),
         control_vectors=MappingProxyType(vectors),
         policy=policy.name,
-        revision=policy_revision(policy),
+        revision=revision,
         digest=program_digest(blob, vectors),
         n_embd=shape.n_embd,
         n_layer=shape.n_layer,
         architecture=shape.architecture,
-        packs=tuple((name, f"sha256:{digest}") for name, digest in artefacts.digests()),
+        packs=packs,
         notes=_notes(planned, on_vector),
         phase_dependent=any(r.acts and _depends_on_phase(r) for r in planned),
     )
@@ -99,24 +105,6 @@ def _depends_on_phase(planned: PlannedRule) -> bool:
         rule.when.phase is not None
         or (rule.when.positions is not None and rule.when.positions.of is PositionsOf.ANSWER)
         for rule in deciding
-    )
-
-
-def _with_identity(program: Program, policy: Policy) -> Program:
-    return Program(
-        blob=program.blob,
-        rules=(),
-        n_hooked=0,
-        control_vectors=program.control_vectors,
-        policy=policy.name,
-        revision=policy_revision(policy),
-        digest=program.digest,
-        n_embd=program.n_embd,
-        n_layer=program.n_layer,
-        architecture=program.architecture,
-        packs=(),
-        notes=(),
-        phase_dependent=False,
     )
 
 

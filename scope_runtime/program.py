@@ -217,6 +217,7 @@ class ProgramRule:
         layers: hook points it acts or measures at, ascending; -1 is the embedding.
         plane: ``callback`` or ``control-vector``; the latter acts but is not measured.
         why: one sentence: what it does in numbers, and why on that plane.
+        policy: which policy of a merged set it comes from; empty where there is only one.
     """
 
     name: str
@@ -227,6 +228,7 @@ class ProgramRule:
     plane: str
     why: str
     alert: AlertSpec | None = None
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

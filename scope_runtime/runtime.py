@@ -19,7 +19,7 @@ from scope_runtime.llama.checks import model_digest
 from scope_runtime.llama.context import ContextOptions
 from scope_runtime.llama.engine import Engine, Generation, Sampling
 from scope_runtime.llama.probe import Proof
-from scope_runtime.policy.load import load_policy
+from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.model import Apply
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
@@ -62,7 +62,7 @@ class Runtime:
 
     Args:
         model: GGUF file of a text model.
-        policy: policy file; None runs unsteered.
+        policy: policy file, or a directory of policies that are in force together; None runs unsteered.
         policy_root: directory that files named by policies must lie in; by default each policy's own.
         audit: file to append events to as JSON lines, fsynced; None keeps them in memory only (``events()``).
         n_ctx: tokens of context.
@@ -112,7 +112,7 @@ class Runtime:
             self._close_sinks()
             raise
         try:
-            self._record(
+            self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
             )
             self.set_policy(policy)
@@ -127,7 +127,8 @@ class Runtime:
         for sink in self._sinks:
             sink.write(events)
 
-    def _record(self, what: str, kind: Kind, **detail: object) -> None:
+    def record(self, what: str, kind: Kind, **detail: object) -> None:
+        """Puts an event that concerns no request on record."""
         detail.setdefault("digests", {"model": self.model_digest})
         self.write([Event(kind=kind, what=what, time=time.time(), detail=detail)])
 
@@ -139,7 +140,7 @@ class Runtime:
 
     @property
     def program(self) -> Program:
-        """The whole policy's program; a request may get a part of it (selector, rollout, exceptions)."""
+        """Every policy's every rule; a request may get a part of it (selector, rollout, exceptions)."""
         return self._engine.source.program
 
     @property
@@ -157,31 +158,55 @@ class Runtime:
         Atomic: no token sees two policies, and on any ScopeError the old one stays. Both are on record.
         """
         try:
-            loaded = load_policy(policy, root=self._policy_root) if policy is not None else None
-            apply = loaded.apply if loaded is not None else Apply.NEXT_TOKEN
-            source = ProgramSource(loaded, self.shape, control_vector_layers=self._offloaded())
-            old = self._engine.source.program
-            self._engine.use(source, now=apply is Apply.NEXT_TOKEN)
+            loaded = load_policies(policy, root=self._policy_root) if policy is not None else ()
+            source = ProgramSource(
+                loaded, self.shape, control_vector_layers=self.control_vector_layers
+            )
+            self.take_up(source, policy=str(policy) if policy is not None else None)
         except ScopeError as error:
-            self._record("refused", Kind.POLICY, policy=str(policy), **error.fields())
+            self.record("refused", Kind.POLICY, policy=str(policy), **error.fields())
             raise
-        program = source.program
-        self._record(
-            "swapped",
-            Kind.POLICY,
-            policy=str(policy) if policy is not None else None,
-            name=program.policy or None,
-            owner=loaded.owner if loaded else None,
-            generation=loaded.generation if loaded else None,
-            revision=program.revision,
-            previous=old.revision,
-            program=program.digest,
-            apply=str(apply),
-            digests={"model": self.model_digest, "packs": dict(program.packs)},
-        )
-        return program
+        return source.program
 
-    def _offloaded(self) -> frozenset[int]:
+    def take_up(
+        self, source: ProgramSource, *, what: str = "swapped", now: bool = False, **detail: object
+    ) -> None:
+        """Swaps in policies that are compiled already, and puts it on record as ``what`` with ``detail``.
+
+        Args:
+            now: reach the running answer at its next token, whatever the policies say (``spec.apply``).
+        """
+        previous = self._engine.source.revision
+        swap_ms = self._engine.use(source, now=now or source.apply is Apply.NEXT_TOKEN)
+        program = source.program
+        alone = source.policies[0] if len(source.policies) == 1 else None
+        members = [
+            {
+                "name": policy.name,
+                "owner": policy.owner,
+                "generation": policy.generation,
+                "revision": source.revisions[policy.name],
+            }
+            for policy in source.policies
+        ]
+        self.record(
+            what,
+            Kind.POLICY,
+            name=program.policy or None,
+            owner=alone.owner if alone else None,
+            generation=alone.generation if alone else None,
+            revision=source.revision,
+            previous=previous,
+            program=program.digest,
+            apply=str(source.apply),
+            swap_ms=round(swap_ms, 4),
+            digests={"model": self.model_digest, "packs": dict(program.packs)},
+            **({"policies": members} if len(members) > 1 else {}),
+            **detail,
+        )
+
+    @property
+    def control_vector_layers(self) -> frozenset[int]:
         """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all."""
         layers = self.shape.n_layer
         n = layers if self._n_gpu_layers < 0 else min(self._n_gpu_layers, layers)

@@ -1,15 +1,21 @@
-"""Which rules of a policy a request gets: selector, rollout and exceptions, decided once, when the request begins."""
+"""Which policies and rules a request gets: selector, rollout, exceptions, decided once, when the request begins."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 
 from scope_runtime.compile import compile_policy
-from scope_runtime.policy.model import Mode, Policy, Rollout
+from scope_runtime.errors import PolicyErrors, ScopeError
+from scope_runtime.merge import check_rules, check_set, inner, merged, unmerged
+from scope_runtime.plan import plan
+from scope_runtime.policy.files import named_files
+from scope_runtime.policy.model import Apply, Mode, Policy, Rollout
+from scope_runtime.policy.revision import revision_of, set_revision
 from scope_runtime.program import Program, empty_program
-from scope_runtime.resolve import Artefacts, load_artefacts
+from scope_runtime.resolve import Artefacts, check_fit, load_artefacts
 from scope_runtime.types import ModelShape
 
 Selector = tuple[tuple[str, tuple[str, ...]], ...]
@@ -34,18 +40,23 @@ def reached(
     return int.from_bytes(digest[:8], "big") / 2**64 < rollout.percent / 100
 
 
+def exempt_rules(policy: Policy, labels: Mapping[str, str], today: date) -> frozenset[str]:
+    """Names of the rules that an exception of the policy, not yet lapsed, takes from a request."""
+    return frozenset(
+        name
+        for exception in policy.exceptions
+        if today <= date.fromisoformat(exception.until) and matches(exception.selector, labels)
+        for name in exception.rules
+    )
+
+
 def active_rules(
     policy: Policy, labels: Mapping[str, str], request_id: str, today: date
 ) -> frozenset[str]:
     """Names of the rules that a request gets."""
     if policy.selector is not None and not matches(policy.selector, labels):
         return frozenset()
-    exempt = {
-        name
-        for exception in policy.exceptions
-        if today <= date.fromisoformat(exception.until) and matches(exception.selector, labels)
-        for name in exception.rules
-    }
+    exempt = exempt_rules(policy, labels, today)
     return frozenset(
         rule.name
         for rule in policy.rules
@@ -58,51 +69,146 @@ def active_rules(
 
 
 class ProgramSource:
-    """A policy compiled for one model, and for each set of its rules that some request gets.
+    """Policies compiled for one model, and each part and merge of them that some request gets.
+
+    Everything is read when it is made: what becomes of the files afterwards changes nothing. It can be pickled.
 
     Args:
-        policy: None gives the empty program to every request.
+        policies: a policy, or several in force together; None gives the empty program to every request.
         control_vector_layers: see ``compile_policy``.
         today: the clock for exceptions that lapse.
 
+    Attributes:
+        policies: in the order of their names.
+        revision: the policy's, or the set's; what every program from here bears.
+        revisions: of each policy, by its name.
+        program: all rules of all policies, as if some request got them all.
+
     Raises:
-        ScopeError: the whole policy cannot be carried out. A part of a policy that compiles, compiles.
+        ScopeError: a policy cannot be carried out, or two of them contradict each other. Whatever part of policies
+            that compile some request gets, compiles.
     """
 
     def __init__(
         self,
-        policy: Policy | None,
+        policies: Policy | Sequence[Policy] | None,
         shape: ModelShape,
         *,
         control_vector_layers: frozenset[int] = frozenset(),
         today: Callable[[], date] = date.today,
     ) -> None:
-        self.policy = policy
+        members = [policies] if isinstance(policies, Policy) else policies or ()
+        self.policies = tuple(sorted(members, key=lambda policy: policy.name))
         self._shape = shape
         self._layers = control_vector_layers
         self._today = today
-        self._artefacts = load_artefacts(policy) if policy is not None else Artefacts()
-        self._programs: dict[frozenset[str], Program] = {}
-        self.everything = (
-            frozenset(rule.name for rule in policy.rules) if policy is not None else frozenset()
+        self._programs: dict[tuple[tuple[str, ...], frozenset[str]], Program] = {}
+        self.revisions: dict[str, str] = {}
+        self.revision = "none"
+        self._artefacts = Artefacts()
+        if self.policies:
+            check_set(self.policies)
+            self._artefacts = load_artefacts(merged(self.policies))
+            self._check_members()
+        self.program = self._program(
+            tuple(policy.name for policy in self.policies),
+            frozenset(_inner(p, r.name, self.policies) for p in self.policies for r in p.rules),
         )
-        self.program = self._program(self.everything)
 
-    def _program(self, rules: frozenset[str]) -> Program:
-        if self.policy is None:
-            return empty_program(self._shape.n_embd, self._shape.n_layer, self._shape.architecture)
-        if rules not in self._programs:
-            self._programs[rules] = compile_policy(
-                self.policy,
+    @property
+    def apply(self) -> Apply:
+        """When these policies reach a running answer: at the next request if any of them asks for that."""
+        patient = any(policy.apply is Apply.NEXT_REQUEST for policy in self.policies)
+        return Apply.NEXT_REQUEST if patient else Apply.NEXT_TOKEN
+
+    def _check_members(self) -> None:
+        """Every member by itself: held against the model, compiled, given its revision; then against each other."""
+        digests = {name: f"sha256:{digest}" for name, digest in self._artefacts.digests()}
+        plans = []
+        errors: list[ScopeError] = []
+        for policy in self.policies:
+            try:
+                check_fit(policy, _part(self._artefacts, policy), self._shape)
+                plans.append((policy, plan(policy, self._artefacts, self._shape)))
+            except ScopeError as error:
+                errors.append(error)
+            self.revisions[policy.name] = revision_of(policy, digests)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise PolicyErrors(tuple(errors))
+        check_rules(plans)
+        several = len(self.policies) > 1
+        self.revision = (
+            set_revision(self.revisions.values())
+            if several
+            else self.revisions[self.policies[0].name]
+        )
+
+    def _program(self, members: tuple[str, ...], rules: frozenset[str]) -> Program:
+        empty = empty_program(self._shape.n_embd, self._shape.n_layer, self._shape.architecture)
+        if not self.policies:
+            return empty
+        known = self._programs.get((members, rules))
+        if known is not None:
+            return known
+        names = " + ".join(policy.name for policy in self.policies)
+        if not members:
+            program = replace(empty, policy=names, revision=self.revision)
+        else:
+            chosen = [p for p in self.policies if p.name in members]
+            policy = merged(chosen)
+            program = compile_policy(
+                policy,
                 self._shape,
-                artefacts=self._artefacts,
+                artefacts=_part(self._artefacts, policy),
                 control_vector_layers=self._layers,
                 rules=rules,
             )
-        return self._programs[rules]
+            if len(self.policies) > 1:
+                program = replace(unmerged(program, chosen, self.revision), policy=names)
+        return self._programs.setdefault((members, rules), program)
 
     def for_request(self, labels: Mapping[str, str], request_id: str) -> Program:
-        """The program that a request runs under."""
-        if self.policy is None or self.policy.mode is Mode.OFF:
-            return self.program
-        return self._program(active_rules(self.policy, labels, request_id, self._today()))
+        """The program that a request runs under: the merge of the policies whose selector matches its labels."""
+        today = self._today()
+        # One policy is a member even of requests that it gives no rule to: its dose limit has nothing to limit then.
+        members = [
+            policy
+            for policy in self.policies
+            if len(self.policies) == 1
+            or (
+                policy.mode is not Mode.OFF
+                and (policy.selector is None or matches(policy.selector, labels))
+            )
+        ]
+        rules = frozenset(
+            _inner(policy, name, members)
+            for policy in members
+            for name in active_rules(policy, labels, request_id, today)
+        )
+        return self._program(tuple(policy.name for policy in members), rules)
+
+    def exempted(self, labels: Mapping[str, str]) -> tuple[str, ...]:
+        """Rules that an exception takes from a request with these labels, as ``policy/rule``."""
+        today = self._today()
+        return tuple(
+            inner(policy, name)
+            for policy in self.policies
+            if policy.selector is None or matches(policy.selector, labels)
+            for name in sorted(exempt_rules(policy, labels, today))
+        )
+
+
+def _inner(policy: Policy, rule: str, members: Sequence[Policy]) -> str:
+    """A rule's name in the merge of the members: a single member keeps its own names."""
+    return inner(policy, rule) if len(members) > 1 else rule
+
+
+def _part(artefacts: Artefacts, policy: Policy) -> Artefacts:
+    """The files that one policy names."""
+    names = set(named_files(policy))
+    return Artefacts(
+        {name: pack for name, pack in artefacts.packs.items() if name in names},
+        {name: vector for name, vector in artefacts.vectors.items() if name in names},
+    )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_runtime.cli.options import GpuLayersOption, JsonOption, RootOption
+from scope_runtime.cli.options import GpuLayersOption, JsonOption, RootOption, parse_labels
 
 if TYPE_CHECKING:
     from scope_runtime.policy.model import Policy, Rule, When
     from scope_runtime.program import Program, ProgramRule
+    from scope_runtime.select import ProgramSource
 
 PLANES = {"callback": "callback", "control-vector": "control vector"}
 
 
 def explain(
-    policy: Annotated[Path, typer.Argument(metavar="POLICY", help="The policy file.")],
+    policy: Annotated[
+        Path,
+        typer.Argument(metavar="POLICY", help="The policy file, or a directory of policies."),
+    ],
     model: Annotated[
         Path | None,
         typer.Option(
@@ -29,6 +34,17 @@ def explain(
         ),
     ] = None,
     root: RootOption = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            metavar="KEY=VALUE",
+            help="Only what a request with this label gets; may be repeated.",
+        ),
+    ] = None,
+    request_id: Annotated[
+        str, typer.Option("--request-id", metavar="ID", help="For rollouts by request.")
+    ] = "explained",
     n_gpu_layers: GpuLayersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,43 +56,59 @@ def explain(
     Examples:
       scope explain policies/english-only.yaml --model model.gguf
       scope explain policies/english-only.yaml --model model.gguf --n-gpu-layers -1
+      scope explain policies/ --labels tenant=acme
     """
-    from scope_runtime.policy.load import load_policy
+    from scope_runtime.policy.load import load_policies
 
-    loaded = load_policy(policy, root=root)
-    program = _compile(loaded, model, n_gpu_layers)
+    source = _compile(load_policies(policy, root=root), model, n_gpu_layers)
+    program = source.program
+    exempted: tuple[str, ...] = ()
+    if labels is not None:
+        wanted = parse_labels(labels)
+        program = source.for_request(wanted, request_id)
+        exempted = source.exempted(wanted)
     if as_json:
-        print(json.dumps(program_data(loaded, program), ensure_ascii=False))
+        print(json.dumps(program_data(source, program, exempted), ensure_ascii=False))
     else:
-        _print(loaded, program, model)
+        _print(source, program, model)
+        for name in exempted:
+            print(f"exempted: {name}")
 
 
-def _compile(policy: Policy, model: Path | None, n_gpu_layers: int) -> Program:
-    from scope_runtime.compile import check_against_packs, compile_policy
+def _compile(policies: Sequence[Policy], model: Path | None, n_gpu_layers: int) -> ProgramSource:
+    from scope_runtime.compile import assumed_shape
+    from scope_runtime.merge import merged
+    from scope_runtime.resolve import load_artefacts
+    from scope_runtime.select import ProgramSource
 
     if model is None:
-        return check_against_packs(policy)
+        whole = merged(policies)
+        return ProgramSource(policies, assumed_shape(whole, load_artefacts(whole)))
     from scope_runtime.llama.checks import check_model
     from scope_runtime.types import ModelShape
 
     info = check_model(model)
     # llama.cpp offloads the last blocks first.
     offloaded = info.n_layer if n_gpu_layers < 0 else min(n_gpu_layers, info.n_layer)
-    return compile_policy(
-        policy,
+    return ProgramSource(
+        policies,
         ModelShape(info.architecture, info.n_layer, info.n_embd),
         control_vector_layers=frozenset(range(info.n_layer - offloaded, info.n_layer)),
     )
 
 
-def program_data(policy: Policy, program: Program) -> dict[str, Any]:
+def program_data(
+    source: ProgramSource, program: Program, exempted: Sequence[str] = ()
+) -> dict[str, Any]:
     """The program as JSON-ready data, rules by layer."""
-    amounts = {rule.name: amount(rule) for rule in policy.rules}
+    amounts = _amounts(source)
     return {
-        "policy": policy.name,
+        "policy": program.policy,
+        "policies": dict(source.revisions),
+        "exempted": list(exempted),
         "revision": program.revision,
         "program": program.digest,
-        "mode": str(policy.mode),
+        "mode": _mode(source),
         "model": {
             "architecture": program.architecture,
             "layers": program.n_layer,
@@ -90,9 +122,10 @@ def program_data(policy: Policy, program: Program) -> dict[str, Any]:
                 "rules": [
                     {
                         "rule": rule.name,
+                        **({"policy": rule.policy} if rule.policy else {}),
                         "op": str(rule.op),
                         "mode": str(rule.mode),
-                        "amount": amounts[rule.name],
+                        "amount": amounts[rule.policy, rule.name],
                         "features": features_at(rule, layer),
                         "plane": plane_at(program, rule, layer),
                         "why": rule.why,
@@ -104,6 +137,22 @@ def program_data(policy: Policy, program: Program) -> dict[str, Any]:
         ],
         "notes": list(program.notes),
     }
+
+
+def _amounts(source: ProgramSource) -> dict[tuple[str, str], str]:
+    """By (policy, rule); the policy is empty where there is only one, as in ``ProgramRule``."""
+    several = len(source.policies) > 1
+    return {
+        (policy.name if several else "", rule.name): amount(rule)
+        for policy in source.policies
+        for rule in policy.rules
+    }
+
+
+def _mode(source: ProgramSource) -> str:
+    """The policy's mode; of several, the strongest."""
+    order = ["off", "audit", "enforce"]
+    return max((str(policy.mode) for policy in source.policies), key=order.index)
 
 
 def by_layer(program: Program) -> list[tuple[int, list[ProgramRule]]]:
@@ -171,38 +220,39 @@ def _when(when: When) -> list[str]:
     return parts
 
 
-def _print(policy: Policy, program: Program, model: Path | None) -> None:
+def _print(source: ProgramSource, program: Program, model: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     shape = f"{program.architecture}, {program.n_layer} blocks, {program.n_embd} wide"
     where = model or "the model of its packs"
-    console.print(
-        f"{policy.name} ({policy.mode}) on {where} ({shape})", style="bold", soft_wrap=True
-    )
+    mode = _mode(source)
+    console.print(f"{program.policy} ({mode}) on {where} ({shape})", style="bold", soft_wrap=True)
     console.print(f"revision {program.revision}", style="dim", soft_wrap=True)
     size = f"{len(program.blob):,} bytes"
     console.print(f"program  {program.digest}, {size}", style="dim", soft_wrap=True)
-    if policy.dose_limit is not None:
-        limit = policy.dose_limit
-        console.print(f"dose at most {limit.max:g}, else {limit.on_excess}")
+    for policy in source.policies:
+        if policy.dose_limit is not None:
+            limit = policy.dose_limit
+            of = f" by {policy.name}" if len(source.policies) > 1 else ""
+            console.print(f"dose at most {limit.max:g}, else {limit.on_excess}{of}")
     if not program.rules:
         console.print("Nothing acts: the model runs as it is.")
     else:
-        amounts = {rule.name: amount(rule) for rule in policy.rules}
+        amounts = _amounts(source)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in ("layer", "rule", "does", "how much, when", "features", "plane"):
             table.add_column(title, overflow="fold")
         for layer, rules in by_layer(program):
             shown = "embedding" if layer < 0 else str(layer)
             for rule in rules:
-                mode = "" if rule.mode == policy.mode else f" ({rule.mode})"
+                own = "" if rule.mode == mode else f" ({rule.mode})"
                 table.add_row(
                     shown,
-                    rule.name,
-                    f"{rule.op}{mode}",
-                    amounts[rule.name],
+                    f"{rule.policy}: {rule.name}" if rule.policy else rule.name,
+                    f"{rule.op}{own}",
+                    amounts[rule.policy, rule.name],
                     "\n".join(features_at(rule, layer)),
                     PLANES[plane_at(program, rule, layer)],
                 )

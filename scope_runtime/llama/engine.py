@@ -65,6 +65,7 @@ class _Running:
     number: int
     request: RequestContext
     n_prompt: int
+    exempted: tuple[str, ...]
     events: list[Event] = field(default_factory=list)
 
 
@@ -115,17 +116,31 @@ class Engine:
 
     # -- programs
 
-    def use(self, source: ProgramSource, *, now: bool = True) -> None:
+    def use(self, source: ProgramSource, *, now: bool = True) -> float:
         """Serves requests from ``source`` from here on; with ``now`` the running one too, from its next token.
 
         All or nothing: HookError leaves the old source in force, on both planes.
+
+        Returns:
+            How long the swap itself took, in milliseconds: what a token may have waited for.
         """
+        running = self._running
+        if running is not None and now:
+            source.for_request(*running.request)  # compiled, if it must be, before tokens wait
         with self.context.lock:
+            began = time.perf_counter()
             if self._running is None:
                 self._swap(source.program)
             elif now:
                 self._swap(source.for_request(*self._running.request))
             self.source = source
+            return (time.perf_counter() - began) * 1e3
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the last token was computed under the program that is active now."""
+        hook = self.context.live_hook
+        return self._programs.get(hook.acknowledged) is self.active
 
     def _swap(self, program: Program) -> None:
         """Makes a program active between two tokens."""
@@ -181,7 +196,9 @@ class Engine:
         identity = RequestContext(dict(labels), request_id or f"r{number}-{time.time_ns():x}")
         with self.context.lock:
             self._swap(self.source.for_request(*identity))
-            self._running = _Running(number, identity, n_prompt)
+            self._running = _Running(
+                number, identity, n_prompt, self.source.exempted(identity.labels)
+            )
         try:
             yield self._running
         finally:
@@ -332,6 +349,7 @@ class Engine:
                 "n_reused": n_reused,
                 "finish_reason": finish,
                 "events_dropped": self.context.live_hook.dropped,
+                **({"exempted": list(running.exempted)} if running.exempted else {}),
                 **self.reader.digests(self.active),
             },
         )

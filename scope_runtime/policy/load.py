@@ -50,10 +50,15 @@ def load_policy(
         with Path(file).open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        reason = error.strerror or str(error)
-        unreadable = PolicyError("the policy cannot be read", location=Location(file), found=reason)
-        raise PolicyErrors((unreadable,)) from None
+        raise _unreadable(file, error) from None
     return parse_policy(decode(data, file), file=file, root=root, files=files)
+
+
+def _unreadable(file: str, error: OSError) -> PolicyErrors:
+    reason = error.strerror or str(error)
+    return PolicyErrors(
+        (PolicyError("the policy cannot be read", location=Location(file), found=reason),)
+    )
 
 
 def parse_policy(
@@ -93,6 +98,42 @@ def policy_files(directory: str | os.PathLike[str]) -> tuple[Path, ...]:
             if path.suffix in POLICY_SUFFIXES and not path.name.startswith(".") and path.is_file()
         )
     )
+
+
+def load_policies(
+    path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, files: bool = True
+) -> tuple[Policy, ...]:
+    """Reads one policy file, or every policy of a directory.
+
+    Raises:
+        PolicyErrors: everything that is wrong with any of them, file by file; or there is none.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        return (load_policy(source, root=root, files=files),)
+    try:
+        found = policy_files(source)
+    except OSError as error:
+        raise _unreadable(str(source), error) from None
+    if not found:
+        # An emptied directory is not a wish for no policies: a mount that went away looks the same.
+        none = PolicyError(
+            "no policy in the directory",
+            location=Location(str(source)),
+            expected="*.yaml",
+            hint="A policy with mode: off does nothing.",
+        )
+        raise PolicyErrors((none,))
+    policies: list[Policy] = []
+    errors: list[ScopeError] = []
+    for file in found:
+        try:
+            policies.append(load_policy(file, root=root, files=files))
+        except PolicyErrors as several:
+            errors += several.errors
+    if errors:
+        raise PolicyErrors(tuple(errors))
+    return tuple(policies)
 
 
 def _inside(own_directory: str, root: str) -> str:

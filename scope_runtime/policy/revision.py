@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from scope_runtime.errors import Location, PolicyError
@@ -63,20 +63,31 @@ def policy_revision(policy: Policy, digests: FileDigests | None = None) -> str:
         PolicyError: a file that the policy names is gone, cannot be read, or lies outside its root.
     """
     digests = digests or _shared
-    own_directory = Path(policy.file).parent
     files = {}
     for name in named_files(policy):
-        # As seen from the policy file, so that a wider root does not change the revision.
-        seen = os.path.relpath(Path(policy.root, name), own_directory).replace(os.sep, "/")
         try:
-            files[seen] = digests.digest(file_path(policy, name))
+            files[name] = digests.digest(file_path(policy, name))
         except OSError as error:
             raise PolicyError(
                 "the file cannot be read",
                 location=Location(policy.file),
                 found=f"{name}: {error.strerror}",
             ) from None
-    return _sha256({"policy": policy.canonical, "files": files})
+    return revision_of(policy, files)
+
+
+def revision_of(policy: Policy, files: Mapping[str, str]) -> str:
+    """The revision, given the digest (``sha256:…``) of every file that the policy names, by the name it uses.
+
+    Whoever has opened the files says with this what was in them then, whatever they hold now.
+    """
+    own_directory = Path(policy.file).parent
+    # As seen from the policy file, so that a wider root does not change the revision.
+    seen = {
+        os.path.relpath(Path(policy.root, name), own_directory).replace(os.sep, "/"): files[name]
+        for name in named_files(policy)
+    }
+    return _sha256({"policy": policy.canonical, "files": seen})
 
 
 def set_revision(revisions: Iterable[str]) -> str:

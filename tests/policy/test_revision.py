@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from scope_runtime.compile import check_against_packs
 from scope_runtime.errors import PolicyError
 from scope_runtime.policy import load_policy, policy_revision, set_revision
 from scope_runtime.policy.revision import FileDigests
+from tests.conftest import Tiny
 
 TEXT = """\
 apiVersion: scope/v1
@@ -101,3 +103,9 @@ def test_a_set_is_known_by_its_members_in_any_order() -> None:
     assert set_revision(["sha256:a", "sha256:b"]) == set_revision(["sha256:b", "sha256:a"])
     assert set_revision(["sha256:a"]) != set_revision(["sha256:a", "sha256:b"])
     assert set_revision([]) != set_revision(["sha256:a"])
+
+
+def test_a_compiled_program_bears_the_revision_of_the_files_as_it_read_them(tiny: Tiny) -> None:
+    policy = load_policy(tiny.policy)
+    program = check_against_packs(policy)
+    assert program.revision == policy_revision(policy, FileDigests())
