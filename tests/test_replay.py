@@ -142,4 +142,6 @@ def test_a_replay_reports_what_the_model_does(tiny: Tiny, tmp_path: Path) -> Non
         assert event.detail["n_fired"] == pytest.approx(want["n_fired"], abs=1)
         for what in ("activation", "dose"):
             for key in ("max", "mean"):
-                assert event.detail[what][key] == pytest.approx(want[what][key], rel=20 * HALF)
+                found_value, value = event.detail[what][key], want[what][key]
+                assert (found_value is None) == (value is None)  # amplify measures nothing
+                assert found_value is None or found_value == pytest.approx(value, rel=20 * HALF)
