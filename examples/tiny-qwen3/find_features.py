@@ -5,7 +5,7 @@ drift than at the same places of other answers; up to eight are chosen, greedily
 them keeps answers English. *archaic*: the feature whose direction, amplified, makes plain answers
 archaic. *refusal*: the feature that tells refusals from all other answers, with an alert threshold.
 Beside them the control arms: random features at the same dose, and mean-difference control vectors at
-their best strength. Writes `features.json` and `vectors/*.gguf`. Held-out prompts are never read here.
+their best strength. Writes `features.json` and `controls/*.gguf`. Held-out prompts are never read here.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--saes", type=Path, required=True, help="folder of the SAE set")
-    parser.add_argument("--out", type=Path, required=True, help="folder for features.json, vectors")
+    parser.add_argument("--out", type=Path, required=True, help="folder for features.json, controls")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--texts", type=int, default=150, help="search texts per kind")
     parser.add_argument("--greedy-texts", type=int, default=60)
@@ -249,7 +249,7 @@ def main() -> None:
             feature["label"] = f"{name}-{letter}"
     args.out.mkdir(parents=True, exist_ok=True)
     with console.status("fitting the control arms"):
-        report = controls.add_controls(search, roles, args.out / "vectors", args.seed)
+        report = controls.add_controls(search, roles, args.out / "controls", args.seed)
     (args.out / "features.json").write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"wrote {args.out / 'features.json'}")
 
