@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scope_runtime.cases.load import is_test, load_test
 from scope_runtime.cli import findings
 from scope_runtime.cli.findings import Finding
 from scope_runtime.cli.options import RootOption
@@ -96,6 +97,10 @@ def check_file(path: Path, root: Path | None = None, *, files: bool = True) -> V
     errors: tuple[ScopeError, ...] = ()
     found: tuple[LintWarning, ...] = ()
     try:
+        if is_test(path):
+            return Verdict(
+                str(path), f"tests {load_test(path, root=root).policy.name}", None, (), ()
+            )
         policy = load_policy(path, root=root, files=files)
         name = policy.name
         found = lint(policy, datetime.datetime.now(datetime.timezone.utc).date())

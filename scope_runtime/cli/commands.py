@@ -23,6 +23,7 @@ COMMANDS = {
     "check": Entry("check", "check", "Check policies: format, names, files."),
     "fmt": Entry("fmt", "fmt", "Lay out policies; comments stay."),
     "explain": Entry("explain", "explain", "Print what a policy compiles to on a model."),
+    "test": Entry("test", "run_cases", "Run the tests that lie beside policies."),
     "record": Entry("record", "record", "Record residuals, for tests without the model."),
     "run": Entry("run", "run", "Generate an answer under a policy."),
     "convert": Entry("convert", "app", "Turn SAE files into feature packs."),

@@ -64,7 +64,7 @@ def _settled(text: str, file: str) -> str:
     """Written until it does not change: moving one comment may move another."""
     for _ in range(_TRIES):
         try:
-            written = _tidied(_written(text))
+            written = _tidied(_as_it_stood(text, _written(text)))
         except (YAMLError, ValueError, yaml.YAMLError) as reason:
             raise _refused("the layout cannot be made", file, str(reason)) from None
         if written == text:
@@ -117,6 +117,23 @@ def _written(text: str) -> str:
     out = io.StringIO()
     writer.dump(writer.load(text), out)
     return out.getvalue()
+
+
+def _as_it_stood(before: str, after: str) -> str:
+    """Scalars of one line keep their own spelling: escapes, and text that is longer than a line."""
+    old = [t for t in yaml.scan(before, Loader=yaml.SafeLoader) if isinstance(t, yaml.ScalarToken)]
+    new = [t for t in yaml.scan(after, Loader=yaml.SafeLoader) if isinstance(t, yaml.ScalarToken)]
+    out: list[str] = []
+    done = 0
+    for one, other in zip(old, new, strict=True):
+        if one.start_mark.line != one.end_mark.line or one.style != other.style:
+            continue
+        out += [
+            after[done : other.start_mark.index],
+            before[one.start_mark.index : one.end_mark.index],
+        ]
+        done = other.end_mark.index
+    return "".join([*out, after[done:]])
 
 
 def _gaps(text: str) -> Iterator[tuple[int, str, int]]:

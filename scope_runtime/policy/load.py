@@ -29,6 +29,7 @@ from scope_runtime.policy.schema import schema_findings
 from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, Document, decode, parse
 
 POLICY_SUFFIXES = (".yaml", ".yml")
+TEST_SUFFIXES = (".test.yaml", ".test.yml")
 
 
 def load_policy(
@@ -89,13 +90,17 @@ def parse_policy(
 def policy_files(directory: str | os.PathLike[str]) -> tuple[Path, ...]:
     """The policy files of a directory: its ``*.yaml`` and ``*.yml``, sorted; not those below it.
 
-    Hidden files are left out, and so are directories, Kubernetes' own ``..data`` among them.
+    Tests of policies (``*.test.yaml``) and hidden files are left out, and so are directories,
+    Kubernetes' own ``..data`` among them.
     """
     return tuple(
         sorted(
             path
             for path in Path(directory).iterdir()
-            if path.suffix in POLICY_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            if path.suffix in POLICY_SUFFIXES
+            and not path.name.endswith(TEST_SUFFIXES)
+            and not path.name.startswith(".")
+            and path.is_file()
         )
     )
 

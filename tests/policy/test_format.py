@@ -102,6 +102,12 @@ def test_a_block_of_text_keeps_its_lines() -> None:
     assert formatted(text, "p") == "a: |\n  one\n\n\n    # two\n\nb: >-\n  three\n  four\n"
 
 
+def test_values_of_one_line_keep_their_spelling() -> None:
+    long = "words " * 40 + "end"
+    text = f"a: \"\\u4e00 \\t\"\nb: {long}\nc: ['it''s', {long}]\n"
+    assert formatted(text, "p") == text
+
+
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: .inf\n", "a: [1\n", "", "a: &x 1\n"])
 def test_what_is_not_read_is_not_laid_out(text: str) -> None:
     with pytest.raises(PolicyErrors):

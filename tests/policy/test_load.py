@@ -168,7 +168,7 @@ def test_the_files_of_a_directory_of_policies(tmp_path: Path) -> None:
     dated = tmp_path / "..2027_01_31"
     dated.mkdir()
     (tmp_path / "..data").symlink_to(dated.name)
-    for name in ("b.yaml", "a.yml", "notes.txt"):
+    for name in ("b.yaml", "a.yml", "a.test.yaml", "notes.txt"):
         (dated / name).write_text(HEAD + "spec: {}\n")
         (tmp_path / name).symlink_to(f"..data/{name}")
     (tmp_path / ".hidden.yaml").touch()
