@@ -12,7 +12,7 @@ Every failure is a ScopeError that names file, line and column; nothing is half 
 from __future__ import annotations
 
 from scope_runtime.layout import lay_out
-from scope_runtime.plan import PlannedRule, plan
+from scope_runtime.plan import PlannedRule, plan, with_their_switches
 from scope_runtime.policy.load import load_policy
 from scope_runtime.policy.model import EMBEDDING, Mode, Policy
 from scope_runtime.program import DELTA_ADD, Program
@@ -47,7 +47,7 @@ def compile_policy(
     if policy.mode is Mode.OFF:
         planned = []
     if rules is not None:
-        planned = [p for p in planned if p.rule.name in rules]
+        planned = with_their_switches([p for p in planned if p.rule.name in rules])
     on_vector = place(planned, policy, control_vector_layers)
     return lay_out(planned, on_vector, policy, artefacts, shape)
 

@@ -94,17 +94,23 @@ def lay_out(
         architecture=shape.architecture,
         packs=packs,
         notes=_notes(planned, on_vector),
-        phase_dependent=any(r.acts and _depends_on_phase(r) for r in planned),
+        phase_dependent=any(_depends_on_phase(r, shape.n_layer - 1) for r in planned),
     )
 
 
-def _depends_on_phase(planned: PlannedRule) -> bool:
-    """Whether it matters to the rule where the prompt ends."""
-    deciding = [planned.rule, *([planned.switched_by[0]] if planned.switched_by else [])]
-    return any(
-        rule.when.phase is not None
-        or (rule.when.positions is not None and rule.when.positions.of is PositionsOf.ANSWER)
-        for rule in deciding
+def _depends_on_phase(planned: PlannedRule, last_block: int) -> bool:
+    """Whether it matters to the rule where the prompt ends. (What switches it on is a rule of its own.)
+
+    What is watched at the last block is measured only where logits are wanted, which a prompt's tokens are not.
+    """
+    when, watches = (
+        planned.rule.when,
+        planned.rule.alert is not None or planned.condition is not None,
+    )
+    return (
+        when.phase is not None
+        or (when.positions is not None and when.positions.of is PositionsOf.ANSWER)
+        or (watches and any(latent.layer == last_block for latent in planned.measured))
     )
 
 

@@ -66,7 +66,7 @@ def plan(policy: Policy, artefacts: Artefacts, shape: ModelShape) -> list[Planne
     """Every rule that is not off, as deltas to add and features to watch."""
     switches: dict[str, tuple[Rule, tuple[Latent, ...]]] = {}
     for rule in policy.rules:
-        if rule.alert is not None and _mode(policy, rule) is not Mode.OFF:
+        if rule.alert is not None:
             for name in rule.alert.switch_on:
                 switches[name] = (rule, resolve_latents(policy, artefacts, rule.targets))
 
@@ -89,15 +89,43 @@ def plan(policy: Policy, artefacts: Artefacts, shape: ModelShape) -> list[Planne
                     found=f"layer {layer}",
                     expected=f"embedding or 0 to {shape.n_layer - 1}",
                 )
-        if planned.mode is not Mode.OFF:
-            out.append(planned)
-    return out
+        out.append(planned)
+    _weaken(out)
+    return [planned for planned in out if planned.mode is not Mode.OFF]
+
+
+_ORDER = (Mode.OFF, Mode.AUDIT, Mode.ENFORCE)
+
+
+def _weaken(planned: list[PlannedRule]) -> None:
+    """What an alert switches on is never stronger than the alert: an alert that is off switches nothing on, one that
+    only audits changes nothing through another rule.
+    """
+    by_name = {each.rule.name: each for each in planned}
+    for _ in planned:  # chains of switches are no longer than that, and rings were refused
+        for each in planned:
+            if each.switched_by is not None:
+                switch = by_name[each.switched_by[0].name]
+                each.mode = min(each.mode, switch.mode, key=_ORDER.index)
+
+
+def with_their_switches(planned: list[PlannedRule]) -> list[PlannedRule]:
+    """Without the rules whose switching alert is not there: nothing could switch them on."""
+    while True:
+        names = {each.rule.name for each in planned}
+        kept = [
+            each
+            for each in planned
+            if each.switched_by is None or each.switched_by[0].name in names
+        ]
+        if len(kept) == len(planned):
+            return kept
+        planned = kept
 
 
 def _mode(policy: Policy, rule: Rule) -> Mode:
     """A rule may be milder than its policy, never stronger: audit under an enforcing policy, not the reverse."""
-    order = [Mode.OFF, Mode.AUDIT, Mode.ENFORCE]
-    return min(policy.mode, rule.mode or policy.mode, key=order.index)
+    return min(policy.mode, rule.mode or policy.mode, key=_ORDER.index)
 
 
 def _check_order(planned: PlannedRule) -> None:
@@ -149,13 +177,13 @@ def _on_activation(rule: Rule, latent: Latent) -> Delta:
 
 def _amplify(rule: Rule, item: Latent | Direction) -> Delta:
     alpha = np.float32(rule.alpha if rule.alpha is not None else 0.0)
+    norm = float(np.linalg.norm(item.d.astype(np.float64)))
+    if norm == 0.0:
+        raise CompileError(
+            f"the direction of {item} has no length, so amplify adds nothing",
+            location=item.location,
+        )
     if rule.unit is Unit.RESIDUAL:
-        norm = float(np.linalg.norm(item.d.astype(np.float64)))
-        if norm == 0.0:
-            raise CompileError(
-                f"the direction of {item} has no length, so unit: residual means nothing",
-                location=item.location,
-            )
         unit = (item.d.astype(np.float64) / norm).astype(np.float32)
         return Delta(item.layer, DELTA_ADD_RESIDUAL, unit, None, float(alpha))
     if rule.unit is Unit.MAX:
@@ -167,6 +195,13 @@ def _amplify(rule: Rule, item: Latent | Direction) -> Delta:
                 key="unit",
                 expected="a calibrated pack" if isinstance(item, Latent) else "a pack feature",
                 hint="Calibrate the pack, or use unit: residual",
+            )
+        if not recorded > 0.0:
+            raise CompileError(
+                f"the recorded maximum of {item} is {recorded:g}, so unit: max adds nothing",
+                location=rule.location,
+                key="unit",
+                hint="Calibrate the pack on texts where the feature fires, or use unit: residual",
             )
         alpha = np.float32(alpha * np.float32(recorded))
     # F32 times F32, the product that llama.cpp's --control-vector-scaled makes: the sum is bit-identical to it.

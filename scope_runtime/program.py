@@ -75,7 +75,7 @@ TRIGGER = np.dtype(
         ("hysteresis", "<f4"),
         ("for_tokens", "<u4"),
         ("keep_tokens", "<u4"),
-        ("latch", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
 DELTA = np.dtype(

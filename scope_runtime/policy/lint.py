@@ -103,6 +103,10 @@ def _rule(policy: Policy, rule: Rule) -> Iterator[LintWarning]:
     if rule.alert and audits and Action.ABORT in rule.alert.actions:
         message = f"{name} only audits: its abort ends no generation"
         yield LintWarning("abort-in-audit", message, rule.location)
+    if rule.alert and rule.alert.switch_on and rule.mode in (Mode.AUDIT, Mode.OFF):
+        others = " and ".join(f'"{other}"' for other in rule.alert.switch_on)
+        message = f"{name} is in mode {rule.mode}: what it switches on, {others}, is so too"
+        yield LintWarning("switch-without-effect", message, rule.location)
 
 
 def _twice(policy: Policy) -> Iterator[LintWarning]:

@@ -166,7 +166,9 @@ def firing(condition: Condition, values: NDArray[np.float64]) -> NDArray[np.bool
     fires, in_a_row, out = False, 0, np.zeros(len(values), dtype=bool)
     for token, value in enumerate(values):
         slack = condition.hysteresis
-        stays = value >= above - slack or value <= below + slack
+        stays = value > above or value < below
+        if slack > 0:
+            stays = value >= above - slack or value <= below + slack
         active = stays if fires else value > above or value < below
         in_a_row = in_a_row + 1 if active else 0
         enough = in_a_row >= max(condition.for_tokens, 1)

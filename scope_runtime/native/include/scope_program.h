@@ -98,10 +98,10 @@ typedef struct {                      /* a value watched over tokens: alert, con
   uint32_t watch;                     /* scope_watch over its features */
   uint32_t point;                     /* evaluated here: the deepest point of its features */
   float above, below;                 /* active when value > above or value < below; +inf / -inf when unused */
-  float hysteresis;                   /* while firing, stays active until value < above - h (or > below + h) */
+  float hysteresis;                   /* above 0: while firing, active until value < above - h (or > below + h) */
   uint32_t for_tokens;                /* consecutive active tokens before it fires; 0 and 1 both mean at once */
   uint32_t keep_tokens;               /* tokens it goes on firing after the value is no longer active */
-  uint32_t latch;                     /* 1: once firing, fires for the rest of the request */
+  uint32_t reserved;
 } scope_trigger;
 
 typedef struct { /* one contribution to the residual's change at a point */

@@ -202,7 +202,6 @@ void Program::check_triggers() {
       fail("trigger %u has a hysteresis that is not a number of at least 0", i);
     if (t.for_tokens > max_tokens_counted || t.keep_tokens > max_tokens_counted)
       fail("trigger %u counts more tokens than any context holds", i);
-    if (t.latch > 1) fail("trigger %u has latch %u", i, t.latch);
   }
   for (uint32_t j = 0; j < trigger_features.size; j++)
     if (trigger_features[j] >= features.size) fail("trigger feature %u does not exist", j);

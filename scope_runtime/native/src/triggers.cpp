@@ -8,7 +8,8 @@ namespace {
 
 bool is_active(const scope_trigger & t, float value, bool firing) {
   if (value > t.above || value < t.below) return true;
-  if (!firing) return false;
+  // At the bound itself it stays only where a band was asked for: a gated activation is often exactly 0.
+  if (!firing || !(t.hysteresis > 0.0f)) return false;
   // An unused bound is infinite and stays out of reach whatever the hysteresis.
   return (std::isfinite(t.above) && value >= t.above - t.hysteresis) ||
          (std::isfinite(t.below) && value <= t.below + t.hysteresis);
@@ -24,7 +25,7 @@ TriggerState TriggerState::make(bool firing, bool ever, uint32_t count) {
 
 TriggerState TriggerState::next(const scope_trigger & t, float value) const {
   if (firing()) {
-    if (t.latch != 0 || is_active(t, value, true)) return make(true, true, t.keep_tokens);
+    if (is_active(t, value, true)) return make(true, true, t.keep_tokens);
     if (count() > 0) return make(true, true, count() - 1);
     return make(false, true, 0);
   }

@@ -31,7 +31,7 @@ Firing replay(const scope_trigger & t, const std::vector<float> & values) {
   uint32_t consecutive = 0, since_active = 0;
   for (const float v : values) {
     bool active = v > t.above || v < t.below;
-    if (f.now && !active) {
+    if (f.now && !active && t.hysteresis > 0) {
       const bool held_above = t.above < infinity && v >= t.above - t.hysteresis;
       const bool held_below = t.below > -infinity && v <= t.below + t.hysteresis;
       active = held_above || held_below;
@@ -40,7 +40,7 @@ Firing replay(const scope_trigger & t, const std::vector<float> & values) {
     since_active = active ? 0 : since_active + 1;
     if (!f.now)
       f.now = active && consecutive >= std::max(t.for_tokens, 1u);
-    else if (t.latch == 0)
+    else
       f.now = since_active <= t.keep_tokens;
     f.ever = f.ever || f.now;
   }

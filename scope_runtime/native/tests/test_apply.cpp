@@ -71,7 +71,6 @@ Spec random_spec(Random & random) {
       trigger.hysteresis = random.uniform(0, 1);
       trigger.for_tokens = random.below(4);
       trigger.keep_tokens = random.below(3);
-      trigger.latch = random.chance(0.2) ? 1 : 0;
     }
   }
   const auto n_triggers = static_cast<uint32_t>(s.triggers.size());

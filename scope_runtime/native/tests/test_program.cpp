@@ -244,7 +244,6 @@ TEST(program, refuses_spoilt_triggers) {
   REFUSES(off_triggers, 1, scope_trigger, hysteresis, infinity);
   REFUSES(off_triggers, 1, scope_trigger, for_tokens, 1u << 30);
   REFUSES(off_triggers, 1, scope_trigger, keep_tokens, 0xffffffffu);
-  REFUSES(off_triggers, 1, scope_trigger, latch, 2);
   Bytes bad = good;
   *at<uint32_t>(bad, h.off_trigger_features) = 3;
   seal(bad);
