@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.audit import JsonlLog, MemoryLog
-from scope_runtime.errors import ScopeError
+from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.checks import model_digest
@@ -27,6 +27,8 @@ from scope_runtime.types import ModelShape
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from scope_runtime.lifecycle import Hosted, Options
 
 _SAMPLING = ("max_tokens", "temperature", "seed", "top_k", "top_p")
 
@@ -64,6 +66,10 @@ class Runtime:
         model: GGUF file of a text model.
         policy: policy file, or a directory of policies that are in force together; None runs unsteered.
         policy_root: directory that files named by policies must lie in; by default each policy's own.
+        watch: follow the policies: a change of their files takes effect between two tokens, a bad one changes nothing.
+        state: directory in which followed policies outlive the process, so that they can be rolled back to and a
+            restart without them comes back steering.
+        control: Unix socket at which ``scope status``, ``reload``, ``off``, ``on`` and ``rollback`` find this process.
         audit: file to append events to as JSON lines, fsynced; None keeps them in memory only (``events()``).
         n_ctx: tokens of context.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
@@ -82,6 +88,9 @@ class Runtime:
         policy: str | Path | None = None,
         *,
         policy_root: str | Path | None = None,
+        watch: bool | Options = False,
+        state: str | Path | None = None,
+        control: str | Path | None = None,
         audit: str | Path | None = None,
         n_ctx: int = 4096,
         n_batch: int = 512,
@@ -92,6 +101,7 @@ class Runtime:
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._policy_root = policy_root
+        self._hosted: Hosted | None = None
         self._memory = MemoryLog()
         self._sinks: list[Sink] = [self._memory]
         if audit is not None:
@@ -115,10 +125,49 @@ class Runtime:
             self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
             )
-            self.set_policy(policy)
+            if watch or state is not None or control is not None:
+                self._follow(policy, watch, state, control)
+            else:
+                self.set_policy(policy)
         except BaseException:
             self.close()
             raise
+
+    def _follow(
+        self,
+        policy: str | Path | None,
+        watch: bool | Options,
+        state: str | Path | None,
+        control: str | Path | None,
+    ) -> None:
+        """Takes the policies up through a lifecycle of their own."""
+        if policy is None:
+            raise UsageError("there is no policy to follow", expected="policy=FILE or DIRECTORY")
+        # Whoever follows nothing needs neither watchdog nor a web server.
+        from scope_runtime.lifecycle import Hosted, Options, Source
+        from scope_runtime.lifecycle.build import Bench
+
+        samples = self._engine.sample_residuals()
+        self._hosted = Hosted(
+            self,
+            Source(Path(policy), Path(self._policy_root) if self._policy_root else None),
+            Bench(self.shape, self.control_vector_layers, samples),
+            watch if isinstance(watch, Options) else Options(),
+            state=Path(state) if state is not None else None,
+            control=Path(control) if control is not None else None,
+        )
+
+    @property
+    def hosted(self) -> Hosted:
+        """What follows the policies. Raises UsageError where nothing does."""
+        if self._hosted is None:
+            raise UsageError("this runtime follows no policies", hint="Open it with watch=True")
+        return self._hosted
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether a token was computed under the program that is active now."""
+        return self._engine.acknowledged
 
     # -- a sink itself: one place through which every event goes
 
@@ -156,7 +205,15 @@ class Runtime:
         """Loads, checks, compiles and swaps in a policy; None switches steering off.
 
         Atomic: no token sees two policies, and on any ScopeError the old one stays. Both are on record.
+
+        Raises:
+            UsageError: this runtime follows files; change those, or ask ``hosted``.
         """
+        if self._hosted is not None:
+            raise UsageError(
+                f"this runtime follows {self._hosted.lifecycle.source.path}",
+                hint="Change the file, roll back or switch off",
+            )
         try:
             loaded = load_policies(policy, root=self._policy_root) if policy is not None else ()
             source = ProgramSource(
@@ -207,7 +264,9 @@ class Runtime:
 
     @property
     def control_vector_layers(self) -> frozenset[int]:
-        """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all."""
+        """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all. None without a GPU to offload to."""
+        if not self._engine.context.llama.api.llama_supports_gpu_offload():
+            return frozenset()
         layers = self.shape.n_layer
         n = layers if self._n_gpu_layers < 0 else min(self._n_gpu_layers, layers)
         return frozenset(range(layers - n, layers))
@@ -285,6 +344,12 @@ class Runtime:
     def _answer(
         self, tokens: Sequence[int], stream: bool, options: GenerateOptions
     ) -> Generation | Iterator[str | Generation]:
+        unknown = sorted(options.keys() - GenerateOptions.__annotations__.keys())
+        if unknown:
+            raise UsageError(
+                f"no such option: {', '.join(unknown)}",
+                expected=", ".join(GenerateOptions.__annotations__),
+            )
         drawn = {key: options[key] for key in _SAMPLING if key in options}  # type: ignore[literal-required]
         running = self._engine.generate(
             tokens,
@@ -321,6 +386,8 @@ class Runtime:
 
     def close(self) -> None:
         """Waits for the running request, then frees model and logs. Safe to call twice."""
+        if self._hosted is not None:
+            self._hosted.close()
         self._engine.close()
         self._close_sinks()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime, timezone
 
 from scope_runtime.compile import compile_policy
 from scope_runtime.errors import PolicyErrors, ScopeError
@@ -19,6 +19,11 @@ from scope_runtime.resolve import Artefacts, check_fit, load_artefacts
 from scope_runtime.types import ModelShape
 
 Selector = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def utc_today() -> date:
+    """Exceptions lapse everywhere at the same moment."""
+    return datetime.now(timezone.utc).date()
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
@@ -95,7 +100,7 @@ class ProgramSource:
         shape: ModelShape,
         *,
         control_vector_layers: frozenset[int] = frozenset(),
-        today: Callable[[], date] = date.today,
+        today: Callable[[], date] = utc_today,
     ) -> None:
         members = [policies] if isinstance(policies, Policy) else policies or ()
         self.policies = tuple(sorted(members, key=lambda policy: policy.name))

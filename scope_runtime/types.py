@@ -29,3 +29,7 @@ class ModelShape:
     architecture: str
     n_layer: int
     n_embd: int
+
+
+MAX_SEED = 2**32 - 2
+"""Of a draw: llama.cpp takes 32 bits, and all of them set for a random one."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scope_runtime import Runtime, ScopeError
-from scope_runtime.errors import HookError
+from scope_runtime.errors import HookError, UsageError
 from scope_runtime.llama import library
 from scope_runtime.llama.engine import Generation
 from tests.conftest import Tiny
@@ -243,3 +243,44 @@ def test_after_a_failed_decode_the_next_answer_starts_afresh(
     assert runtime.events()[-1].detail["finish_reason"] == "error"
     again = runtime.generate(PROMPT, max_tokens=5, temperature=0.0)
     assert (again.tokens, again.n_reused) == (wanted.tokens, 0)
+
+
+def test_a_stream_left_open_ends_with_the_runtime(tiny: Tiny) -> None:
+    """What went wrong outside is seen, and nothing waits for itself."""
+    with pytest.raises(ZeroDivisionError), Runtime(tiny.model, n_ctx=64, n_threads=1) as rt:
+        pieces = rt.generate(PROMPT, stream=True)
+        next(pieces)
+        raise ZeroDivisionError
+    assert rt.events()[-1].detail["finish_reason"] == "cancelled"
+
+
+def test_a_thread_that_would_wait_for_its_own_stream_is_told(runtime: Runtime) -> None:
+    pieces = runtime.generate(PROMPT, stream=True, max_tokens=20)
+    next(pieces)
+    with pytest.raises(UsageError, match="still open"):
+        runtime.generate(PROMPT, max_tokens=1)
+    pieces.close()
+    assert runtime.generate(PROMPT, max_tokens=1).tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_token": 1}, "no such option: max_token"),
+        ({"seed": -1}, "seed is out of range"),
+        ({"seed": 2**32 - 1}, "seed is out of range"),
+        ({"temperature": float("nan")}, "temperature is out of range"),
+        ({"max_tokens": -1}, "max_tokens is out of range"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    runtime: Runtime, options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        runtime.generate(PROMPT, **options)
+
+
+@pytest.mark.parametrize("prompt", [[10**6], [-1], "\udcff"])
+def test_prompts_that_are_none_are_refused(runtime: Runtime, prompt: object) -> None:
+    with pytest.raises(UsageError):
+        runtime.generate(prompt)

@@ -24,7 +24,7 @@ GpuLayersOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", "-t", metavar="N", min=1, help="CPU threads.  [default: llama.cpp's]"
+        "--threads", "-t", metavar="N", min=1, max=512, help="CPU threads.  [default: llama.cpp's]"
     ),
 ]
 ContextOption = Annotated[

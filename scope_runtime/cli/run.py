@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from scope_runtime.cli.options import (
     parse_labels,
 )
 from scope_runtime.errors import UsageError
+from scope_runtime.types import MAX_SEED
 
 if TYPE_CHECKING:
     from scope_runtime.llama.engine import Generation
@@ -57,9 +59,11 @@ class Request:
             seed=self.seed,
         )
         last: Any = None
-        for last in pieces:
-            if isinstance(last, str):
-                on_text(last)
+        # Closed whatever happens to the text: what is left open keeps the runtime waiting.
+        with closing(pieces):
+            for last in pieces:
+                if isinstance(last, str):
+                    on_text(last)
         return last  # type: ignore[no-any-return]
 
 
@@ -94,7 +98,9 @@ def run(
     ] = 0.8,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="Of the draw.  [default: a random one]"),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=MAX_SEED, help="Of the draw.  [default: a random one]"
+        ),
     ] = None,
     labels: Annotated[
         list[str] | None,

@@ -18,6 +18,9 @@ from scope_runtime.llama.checks import ModelInfo, check_model
 from scope_runtime.native.hook import ATTACH_COLUMNS, Hook
 from scope_runtime.types import ModelShape
 
+MAX_THREADS = 512
+"""That llama.cpp's own pool takes; with more it ends the process."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
@@ -31,6 +34,9 @@ class ContextOptions:
         n_gpu_layers: blocks to offload; -1 is all.
         n_threads: CPU threads for single tokens and for batches.
         use_extra_bufts: llama.cpp's repacked weights; None: on, except where AMX would crash.
+
+    Raises:
+        UsageError: a value that llama.cpp would crash on, or take for another.
     """
 
     n_ctx: int = 4096
@@ -40,6 +46,21 @@ class ContextOptions:
     n_gpu_layers: int = 0
     n_threads: int | None = None
     use_extra_bufts: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("n_ctx", 1, 2**31 - 1),
+            ("n_batch", 1, 2**31 - 1),
+            ("n_ubatch", 1, 2**31 - 1),
+            ("n_seq_max", 1, 256),
+            ("n_gpu_layers", -1, 2**31 - 1),
+            ("n_threads", 1, MAX_THREADS),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(
+                    f"{name} is out of range", found=str(value), expected=f"{low} to {high}"
+                )
 
 
 class Context:
@@ -309,8 +330,15 @@ class Context:
     # -- text
 
     def tokenize(self, text: str, *, special: bool, add_bos: bool = True) -> list[int]:
-        """Token ids; ``special`` lets control tokens in the text count as such (templates, never user text)."""
-        data = text.encode()
+        """Token ids; ``special`` lets control tokens that are written out in the text count as such.
+
+        Raises:
+            UsageError: the text has code points that are no characters (half of a pair).
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("the text is not Unicode text", found=str(error)) from error
         room = len(data) + 8
         while True:
             out = (ctypes.c_int32 * room)()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,25 +16,47 @@ import numpy.typing as npt
 
 from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import Event, EventReader, Kind, RequestContext, RevisionSpan, Sink
+from scope_runtime.llama.capture import residuals
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.sampler import Sampler
+from scope_runtime.llama.turn import Turn
+from scope_runtime.native.hook import LoadedProgram
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
+from scope_runtime.types import MAX_SEED
 
 SEQUENCE = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; ``seed`` None draws a random one."""
+    """How tokens are drawn. Temperature 0 is greedy; ``seed`` None draws a random one.
+
+    Raises:
+        UsageError: a value that llama.cpp would take for another.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.8
     seed: int | None = None
     top_k: int = 40
     top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_tokens", 0, 2**31 - 1),
+            ("temperature", 0.0, 1e6),
+            ("seed", 0, MAX_SEED),
+            ("top_k", 0, 2**31 - 1),
+            ("top_p", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not (value is None and name == "seed") and not low <= value <= high:
+                raise UsageError(
+                    f"{name} is out of range", found=str(value), expected=f"{low} to {high}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +112,16 @@ class Engine:
         self.context = Context(path, options, progress=progress)
         try:
             self.proof: Proof = prove(self.context)
-            self.chat = ChatTemplate.of(self.context)
         except BaseException:
             self.context.close()
             raise
+        self._chat: ChatTemplate | None = None
         self._sink = sink
         self._programs: dict[int, Program] = {}
         self.reader = EventReader(self._programs, model_digest)
         self._requests = itertools.count(1)
-        self._turn = threading.Lock()
+        self._turn = Turn()
+        self._open_stream: weakref.ref[Generator[str | Generation]] | None = None
         self._held: list[int] = []  # tokens whose KV sequence 0 holds, in order
         self._held_prompt = (
             0  # how many of them were some request's prompt, short of its last token
@@ -110,7 +133,10 @@ class Engine:
         self._swap(self.active)
 
     def close(self) -> None:
-        """Waits for the running request, then frees everything."""
+        """Waits for the running request, then frees everything; a stream that this thread left open ends here."""
+        stream = self._open_stream() if self._turn.is_mine and self._open_stream else None
+        if stream is not None:
+            stream.close()
         with self._turn:
             self.context.close()
 
@@ -124,17 +150,29 @@ class Engine:
         Returns:
             How long the swap itself took, in milliseconds: what a token may have waited for.
         """
+        # Compiled, if it must be, and loaded before tokens wait; what happens then is a pointer.
         running = self._running
-        if running is not None and now:
-            source.for_request(*running.request)  # compiled, if it must be, before tokens wait
-        with self.context.lock:
-            began = time.perf_counter()
-            if self._running is None:
-                self._swap(source.program)
-            elif now:
-                self._swap(source.for_request(*self._running.request))
-            self.source = source
-            return (time.perf_counter() - began) * 1e3
+        likely = source.program if running is None else source.for_request(*running.request)
+        hook = self.context.live_hook
+        loaded: LoadedProgram | None = hook.load(likely.blob)
+        try:
+            with self.context.lock:
+                began = time.perf_counter()
+                running = self._running
+                if running is None or now:
+                    wanted = (
+                        source.program if running is None else source.for_request(*running.request)
+                    )
+                    if wanted is likely and wanted is not self.active:
+                        ready, loaded = loaded, None
+                        self._swap(wanted, ready)
+                    else:
+                        self._swap(wanted)
+                self.source = source
+                return (time.perf_counter() - began) * 1e3
+        finally:
+            if loaded is not None:
+                hook.unload(loaded)
 
     @property
     def acknowledged(self) -> bool:
@@ -142,8 +180,8 @@ class Engine:
         hook = self.context.live_hook
         return self._programs.get(hook.acknowledged) is self.active
 
-    def _swap(self, program: Program) -> None:
-        """Makes a program active between two tokens."""
+    def _swap(self, program: Program, loaded: LoadedProgram | None = None) -> None:
+        """Makes a program active between two tokens; ``loaded`` is it, in the hook's memory already."""
         with self.context.lock:
             if program is self.active and self._programs:
                 return
@@ -152,7 +190,7 @@ class Engine:
             if vectors_change:
                 self.context.set_control_vectors(_stacked(program))
             try:
-                serial = self.context.live_hook.install(program.blob)
+                serial = self.context.live_hook.install(loaded or program.blob)
             except BaseException:
                 if vectors_change:
                     self.context.set_control_vectors(_stacked(old))
@@ -174,7 +212,8 @@ class Engine:
         """Yields pieces of text as they are decoded, at last the Generation.
 
         Raises:
-            UsageError: an empty prompt, or one that leaves no room in the context.
+            UsageError: an empty prompt, or one that leaves no room in the context, or no tokens of this model. When
+                it begins: this thread left a stream open.
         """
         if not prompt:
             raise UsageError("the prompt has no tokens")
@@ -184,8 +223,33 @@ class Engine:
                 found=f"{len(prompt)} tokens",
                 expected=f"fewer than {self.context.n_ctx}",
             )
+        self._check_tokens(prompt)
+        me: list[weakref.ref[Generator[str | Generation]]] = []
+        stream = self._stream(me, list(prompt), sampling, labels, request_id, cancelled)
+        me.append(weakref.ref(stream))
+        return stream
+
+    def _stream(
+        self,
+        me: list[weakref.ref[Generator[str | Generation]]],
+        prompt: list[int],
+        sampling: Sampling,
+        labels: Mapping[str, str],
+        request_id: str | None,
+        cancelled: Callable[[], bool],
+    ) -> Generator[str | Generation]:
         with self._turn, self._request(labels, request_id, len(prompt)) as running:
-            yield from self._run(running, list(prompt), sampling, cancelled)
+            self._open_stream = me[0]
+            yield from self._run(running, prompt, sampling, cancelled)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.context.n_vocab:
+                raise UsageError(
+                    "a token that the model has not",
+                    found=str(token),
+                    expected=f"0 to {self.context.n_vocab - 1}",
+                )
 
     @contextmanager
     def _request(
@@ -364,7 +428,12 @@ class Engine:
                 found=str(len(tokens)),
                 expected=f"1 to {self.context.n_ctx}",
             )
+        self._check_tokens(tokens)
         n = len(tokens) if n_prompt is None else n_prompt
+        if not 1 <= n <= len(tokens):
+            raise UsageError(
+                "n_prompt counts some of the tokens", found=str(n), expected=f"1 to {len(tokens)}"
+            )
         with self._turn, self._request(labels, None, n) as running:
             self.context.forget()
             self._held = []
@@ -377,6 +446,15 @@ class Engine:
                 self._collect(running)
                 self.context.forget()
 
+    def sample_residuals(self, n_tokens: int = 8) -> dict[int, npt.NDArray[np.float32]]:
+        """Residuals (n_tokens, n_embd) of some tokens after every block, to try programs on."""
+        n = min(n_tokens, self.context.n_ctx, self.context.n_vocab)
+        tokens = [(i + 1) * self.context.n_vocab // (n + 1) for i in range(n)]
+        with self._turn:
+            self._held = []
+            layers = range(self.context.shape.n_layer)
+            return next(residuals(self.context, [tokens], layers)).layers
+
     # -- text
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -385,7 +463,10 @@ class Engine:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages through the model's chat template."""
-        return self.chat.tokens(self.context, messages)
+        if self._chat is None:
+            # Only now: a model whose template is broken still continues raw prompts.
+            self._chat = ChatTemplate.of(self.context)
+        return self._chat.tokens(self.context, messages)
 
 
 def _equal(one: Program, other: Program) -> bool:

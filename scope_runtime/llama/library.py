@@ -97,6 +97,7 @@ _log_sink = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_
 
 def last_log_lines() -> str:
     """llama.cpp's last warnings and errors, in one string, and forgets them."""
-    text = "; ".join(line for line in _last_lines if line)
+    # Dots are its progress bar.
+    text = "; ".join(line for line in _last_lines if line.strip("."))
     _last_lines.clear()
     return text

@@ -108,6 +108,13 @@ class Measured:
     fired: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """A program in the hook's memory, checked, not in force yet."""
+
+    address: int
+
+
 def library_path() -> Path:
     """Where the hook's shared library is installed."""
     return Path(__file__).with_name("libscope_hook.so")
@@ -259,15 +266,30 @@ class Hook:
 
     # -- programs
 
-    def install(self, blob: bytes) -> int:
+    def load(self, blob: bytes) -> LoadedProgram:
+        """Copies and checks a program, which takes as long as it is large; any thread may.
+
+        Raises HookError when the blob is not sound.
+        """
+        error = c.create_string_buffer(_ERR_BYTES)
+        program = c.c_void_p()
+        code = self._lib.scope_program_load(blob, len(blob), c.byref(program), error, _ERR_BYTES)
+        if code < 0 or not program.value:
+            raise HookError(error.value.decode() or f"the native hook failed with code {code}")
+        return LoadedProgram(program.value)
+
+    def unload(self, loaded: LoadedProgram) -> None:
+        """Frees a program that was loaded and not installed."""
+        self._lib.scope_program_free(loaded.address)
+
+    def install(self, blob: bytes | LoadedProgram) -> int:
         """Loads, checks and swaps in a program; returns the serial that names it in events and spans.
 
-        Raises HookError and changes nothing when the blob is not sound or does not fit the model.
+        One that was loaded before is the hook's from here on, whatever comes of it. Raises HookError and changes
+        nothing when the blob is not sound or does not fit the model.
         """
-        program = c.c_void_p()
-        self._check(
-            self._lib.scope_program_load(blob, len(blob), c.byref(program), self._error, _ERR_BYTES)
-        )
+        loaded = blob if isinstance(blob, LoadedProgram) else self.load(blob)
+        program = c.c_void_p(loaded.address)
         serial = self._serial + 1
         code = self._lib.scope_hook_install(self.handle, program, serial, self._error, _ERR_BYTES)
         if code < 0:
