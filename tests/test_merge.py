@@ -234,7 +234,7 @@ def test_behaviour_20_an_exception_needs_an_owner_and_an_expiry(folder: Path, ke
 
 
 def test_explain_shows_what_a_request_with_these_labels_gets(folder: Path, scope: Scope) -> None:
-    write(folder, "a", EXEMPT)
+    write(folder, "a", EXEMPT.replace("2026-06-01", "2999-01-01"))
     write(folder, "b", MUTE_ACME.replace("mute: one", "mute: two"))
     write(folder, "c", STYLE)
     shown = json.loads(scope("explain", folder, "--labels", "tenant=acme", "--json").stdout)

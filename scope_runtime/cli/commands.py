@@ -27,6 +27,13 @@ COMMANDS = {
     "record": Entry("record", "record", "Record residuals, for tests without the model."),
     "diff": Entry("diff", "diff", "Say what changes from one policy to another."),
     "run": Entry("run", "run", "Generate an answer under a policy."),
+    "status": Entry("control", "status", "Print what policies a running process obeys."),
+    "plan": Entry("control", "plan", "Print what a reload would change there."),
+    "reload": Entry("control", "reload", "Load the policies of a running process again."),
+    "rollback": Entry("control", "rollback", "Put an earlier revision in force there."),
+    "off": Entry("control", "off", "Stop all steering there by the next token."),
+    "on": Entry("control", "on", "Steer again there."),
+    "bundle": Entry("bundle", "app", "Pack policies into one signed file, and fetch it."),
     "convert": Entry("convert", "app", "Turn SAE files into feature packs."),
     "doctor": Entry("doctor", "doctor", "Say what works here, and prove the layer numbering."),
 }

@@ -1,0 +1,122 @@
+"""The thread that follows a source: hints from the file system, requests from signals, and a look every few seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+from scope_runtime.errors import ScopeError
+from scope_runtime.lifecycle.manager import Lifecycle
+from scope_runtime.lifecycle.types import Cause
+from scope_runtime.lifecycle.watch import Watch
+
+_MOST_DEBOUNCES = 10
+
+
+class Follower:
+    """Follows a lifecycle's source until it is closed.
+
+    Attributes:
+        n_looks: how often the files were looked at.
+        trouble: the error of the latest look that failed for another reason than the policies; None if it went well.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, *, events: bool = True) -> None:
+        self._lifecycle = lifecycle
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._asked: deque[Callable[[], object]] = deque()
+        self.n_looks = 0
+        self.trouble: ScopeError | None = None
+        self._watch = Watch(self._wake.set) if events else None
+        self._thread = threading.Thread(target=self._run, name="scope-follow", daemon=True)
+
+    def start(self) -> None:
+        self._follow_folders()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._watch is not None:
+            self._watch.close()
+
+    @property
+    def hints(self) -> str:
+        """How changes are noticed, in words."""
+        poll = f"digests every {self._lifecycle.options.poll_s:g} s"
+        if self._watch is None:
+            return f"{poll} alone"
+        trouble = self._watch.trouble
+        return f"{poll} alone ({trouble})" if trouble else f"file system events, {poll}"
+
+    # -- asked for by a signal: what a handler does must be short, so the thread does it
+
+    def ask_reload(self, cause: Cause) -> None:
+        self._ask(lambda: self._lifecycle.reload(cause))
+
+    def ask_off(self, cause: Cause) -> None:
+        self._ask(lambda: self._lifecycle.off(cause))
+
+    def ask_on(self, cause: Cause) -> None:
+        self._ask(lambda: self._lifecycle.on(cause))
+
+    def _ask(self, action: Callable[[], object]) -> None:
+        self._asked.append(action)
+        self._wake.set()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            hinted = self._wake.wait(self._lifecycle.options.poll_s)
+            self._wake.clear()
+            try:
+                self._look(hinted)
+                self.trouble = None
+            except ScopeError as error:
+                self.trouble = error
+            except Exception:
+                # A fault of ours must be seen, and must not end the following.
+                threading.excepthook(
+                    threading.ExceptHookArgs((*_caught(), threading.current_thread()))
+                )
+            self.n_looks += 1
+
+    def _look(self, hinted: bool) -> None:
+        while self._asked:
+            with contextlib.suppress(ScopeError):  # on record, and what `status` says
+                self._asked.popleft()()
+        self._lifecycle.follow_switch()
+        if hinted:
+            self._settle()
+        if not self._closing.is_set():
+            self._lifecycle.follow()
+            self._follow_folders()
+
+    def _settle(self) -> None:
+        """Waits until the files rest, but not for ever."""
+        rest_s = self._lifecycle.options.debounce_ms / 1e3
+        deadline = time.monotonic() + _MOST_DEBOUNCES * rest_s
+        while self._wake.wait(rest_s) and time.monotonic() < deadline:
+            if self._closing.is_set():
+                return
+            self._wake.clear()
+
+    def _follow_folders(self) -> None:
+        if self._watch is not None:
+            lifecycle = self._lifecycle
+            state = (lifecycle.state.folder,) if lifecycle.state else ()
+            self._watch.follow((*lifecycle.source.folders(lifecycle.named), *state))
+
+
+def _caught() -> tuple[type[BaseException], BaseException | None, TracebackType | None]:
+    kind, error, traceback = sys.exc_info()
+    return kind or BaseException, error, traceback

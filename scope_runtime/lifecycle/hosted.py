@@ -1,0 +1,86 @@
+"""Policies that a Runtime follows: the lifecycle, the thread that follows, the control socket, as one thing."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from scope_runtime.errors import UsageError
+from scope_runtime.lifecycle.build import Bench
+from scope_runtime.lifecycle.follow import Follower
+from scope_runtime.lifecycle.manager import Lifecycle
+from scope_runtime.lifecycle.source import Source
+from scope_runtime.lifecycle.state import State
+from scope_runtime.lifecycle.types import Cause, Options, Target
+
+if TYPE_CHECKING:
+    from scope_runtime.lifecycle.control import ControlServer
+
+
+class Hosted:
+    """A lifecycle with everything that runs beside it.
+
+    Args:
+        state: directory where what was in force outlives the process; None forgets it.
+        control: Unix socket to serve the control channel at; None serves none.
+
+    Raises:
+        ScopeError: it cannot start.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        source: Source,
+        bench: Bench,
+        options: Options,
+        *,
+        state: Path | None = None,
+        control: Path | None = None,
+    ) -> None:
+        kept = State(state, keep=options.keep) if state is not None else None
+        self.lifecycle = Lifecycle(target, source, bench, kept, options)
+        self.follower = Follower(self.lifecycle, events=options.events)
+        self.control: ControlServer | None = None
+        try:
+            self.lifecycle.start()
+            self.follower.start()
+            if control is not None:
+                # The web server is imported by those who want one.
+                from scope_runtime.lifecycle.control import ControlServer
+
+                self.control = ControlServer(control, self.lifecycle, self.follower)
+                self.control.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stops answering, following and compiling, in this order."""
+        if self.control is not None:
+            self.control.close()
+        self.lifecycle.close()
+        self.follower.close()
+
+    def handle_signals(self) -> None:
+        """SIGHUP reloads, SIGUSR1 switches off, SIGUSR2 on. For the main thread of a process that is ours.
+
+        Raises:
+            UsageError: called from another thread.
+        """
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            cause = Cause("signal", signal.Signals(number).name)
+            {
+                signal.SIGHUP: self.follower.ask_reload,
+                signal.SIGUSR1: self.follower.ask_off,
+                signal.SIGUSR2: self.follower.ask_on,
+            }[signal.Signals(number)](cause)
+
+        try:
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(number, on_signal)
+        except ValueError:
+            raise UsageError("signals can be handled by the main thread alone") from None

@@ -1,0 +1,405 @@
+"""The life of the policies in a running model: followed, checked, swapped in, kept, switched off, rolled back.
+
+Every way to a reload (a file that changed, SIGHUP, the control socket) is ``Lifecycle.reload``; whatever fails on
+the way leaves what was in force in force.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+
+from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErrors, ScopeError
+from scope_runtime.events import Event, Kind
+from scope_runtime.lifecycle.build import Bench, Built
+from scope_runtime.lifecycle.compiler import Compiler
+from scope_runtime.lifecycle.source import Source, contents
+from scope_runtime.lifecycle.state import Active, State, StateError, Switch, generations_of
+from scope_runtime.lifecycle.types import (
+    Cause,
+    Counts,
+    LastReload,
+    Options,
+    Outcome,
+    StaleRevision,
+    Target,
+)
+from scope_runtime.policy.model import Policy
+from scope_runtime.policy.revision import FileDigests
+from scope_runtime.select import ProgramSource
+
+NONE = "none"
+
+
+class Lifecycle:
+    """Keeps a model under the last good policies of a source. All methods may be called from any thread.
+
+    Args:
+        target: the runtime; ``take_up`` must be atomic between two tokens.
+        source: what is followed.
+        state: where what was in force outlives the process; None forgets it.
+    """
+
+    def __init__(
+        self, target: Target, source: Source, bench: Bench, state: State | None, options: Options
+    ) -> None:
+        self.source = source
+        self.state = state
+        self.options = options
+        self._target = target
+        self._digests = FileDigests()
+        self._nothing = ProgramSource(None, bench.shape)
+        self._compiler = Compiler(bench, nice=options.compile_nice)
+        # A build may take seconds; the switch must not wait for it. So two locks, always taken in this order.
+        self._building = threading.RLock()
+        self._swapping = threading.RLock()
+        self._current = self._nothing
+        self._closing = False
+        self._switch: Switch | None = None
+        self._switch_on_file = False
+        self._generations: dict[str, int] = {}
+        self._held: Mapping[str, str] | None = None
+        self._seen: Mapping[str, str] = {}
+        self._named: tuple[str, ...] = ()
+        self.counts = Counts()
+        self.last: LastReload | None = None
+
+    # -- what is
+
+    @property
+    def current(self) -> ProgramSource:
+        """The last good policies; in force unless switched off."""
+        return self._current
+
+    @property
+    def revision(self) -> str:
+        """What tokens are computed under now: ``none`` while switched off."""
+        return NONE if self._switch else self._current.revision
+
+    @property
+    def switch(self) -> Switch | None:
+        """Who switched steering off; None while it is on."""
+        return self._switch
+
+    @property
+    def held(self) -> bool:
+        """Whether an older set was chosen over what lies at the source."""
+        return self._held is not None
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether a token was computed under what is in force now."""
+        return self._target.acknowledged
+
+    def events(self) -> tuple[Event, ...]:
+        """The target's latest events, oldest first."""
+        return self._target.events()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The files that the policies named when they were last looked at."""
+        return self._named
+
+    # -- start and end
+
+    def start(self) -> None:
+        """Takes up the source; if that cannot be, the last good set.
+
+        Raises:
+            ScopeError: there is neither, and ``fail`` is ``closed``.
+        """
+        cause = Cause("start", "start")
+        with self._building, self._swapping:
+            self._switch = self.state.switch() if self.state else None
+            self._switch_on_file = self._switch is not None
+            if self._switch is not None:
+                self._target.record("off", Kind.POLICY, **cause.fields(), at_start=True)
+            active = self._last_active()
+            if active is not None:
+                self._generations = dict(active.generations)
+            built = self._build(cause)
+            if active is not None and _same(active.held_against, built.seen):
+                self._held = built.seen
+                self._restore(active, cause, "restored")
+                return
+            try:
+                self._accept(built, cause, "swapped")
+            except ScopeError as error:
+                self._refuse(error, cause)
+                if active is not None:
+                    self._restore(active, cause, "restored")
+                elif self.options.fail == "closed":
+                    raise
+
+    def close(self) -> None:
+        """Ends the compiler, also in the middle of a build, which is then nobody's failure."""
+        self._closing = True
+        self._compiler.close()
+
+    def _last_active(self) -> Active | None:
+        if self.state is None:
+            return None
+        try:
+            return self.state.active
+        except StateError as error:
+            self._target.record("refused", Kind.POLICY, **error.fields())
+            return None
+
+    def _restore(self, active: Active, cause: Cause, what: str) -> None:
+        """The kept set, each digest checked again. Raises ScopeError."""
+        programs = self._kept(active.revision, cause)
+        self._take_up(programs, cause, what)
+
+    # -- the one path of a reload
+
+    def reload(self, cause: Cause, *, if_match: str | None = None) -> Outcome:
+        """Load → check → compile → dry run → swap → on record.
+
+        Args:
+            if_match: the revision that the caller believes to be in force.
+
+        Raises:
+            ScopeError: why nothing has changed.
+        """
+        with self._building:
+            self._check_match(if_match)
+            built = self._build(cause)
+            try:
+                outcome = self._accept(built, cause, "swapped")
+            except ScopeError as error:
+                self._refuse(error, cause)
+                raise
+            self.counts = Counts(self.counts.ok + 1, self.counts.refused)
+            self.last = LastReload(time.time(), cause.trigger, None)
+            return outcome
+
+    def follow(self) -> bool:
+        """Looks whether the files changed since the last attempt, and if so reloads; True if it did.
+
+        What is refused is on record and in ``last``: there is nobody to raise it to.
+        """
+        with self._building:
+            now = contents(self.source, self._named, self._digests)
+            if now == self._seen:
+                return False
+            with contextlib.suppress(ScopeError):
+                self.reload(Cause("file", "file"))
+            return True
+
+    def plan(self) -> tuple[ProgramSource, ProgramSource]:
+        """What is loaded, and what a reload would load. Raises ScopeError where that would be refused."""
+        with self._building:
+            built = self._compiler.build(self.source, self._named)
+            programs = built.result()
+            self._check_generations(programs.policies)
+            return self._current, programs
+
+    def _build(self, cause: Cause) -> Built:
+        try:
+            built = self._compiler.build(self.source, self._named)
+        except CompileError as error:
+            built = Built(
+                None, error, contents(self.source, self._named, self._digests), self._named
+            )
+        self._seen, self._named = built.seen, built.named
+        return built
+
+    def _accept(self, built: Built, cause: Cause, what: str) -> Outcome:
+        programs = built.result()
+        self._check_generations(programs.policies)
+        previous = self._current
+        changed = programs.revision != previous.revision
+        if changed:
+            self._take_up(programs, cause, what)
+        self._held = None
+        note = self._persist(programs, built)
+        return Outcome(programs.revision, previous.revision, changed, note)
+
+    def _take_up(
+        self, programs: ProgramSource, cause: Cause, what: str, *, now: bool = False
+    ) -> None:
+        """Swaps in, or while switched off only remembers, what is good."""
+        with self._swapping:
+            if self._switch is None:
+                self._target.take_up(programs, what=what, now=now, **cause.fields())
+            else:
+                self._target.record(
+                    "loaded",
+                    Kind.POLICY,
+                    name=programs.program.policy,
+                    revision=programs.revision,
+                    previous=self._current.revision,
+                    **cause.fields(),
+                )
+            self._current = programs
+
+    def _persist(self, programs: ProgramSource, built: Built) -> str | None:
+        """Keeps what is in force. What cannot be kept is in force all the same, and that is told."""
+        self._raise_generations(programs)
+        if self.state is None:
+            return None
+        try:
+            self.state.keep_set(self.source, programs, built.seen)
+            active = self._active()
+            if self.state.active != active:
+                self.state.set_active(active)
+        except ScopeError as error:
+            self._target.record(
+                "not-kept", Kind.POLICY, revision=programs.revision, **error.fields()
+            )
+            return f"in force, but not kept for a restart: {error}"
+        return None
+
+    def _active(self) -> Active:
+        held = None if self._held is None else dict(self._held)
+        return Active(self._current.revision, held, dict(self._generations))
+
+    def _refuse(self, error: ScopeError, cause: Cause) -> None:
+        if self._closing:
+            return
+        self.counts = Counts(self.counts.ok, self.counts.refused + 1)
+        self.last = LastReload(time.time(), cause.trigger, error)
+        self._target.record(
+            "refused",
+            Kind.POLICY,
+            policy=str(self.source.path),
+            in_force=self.revision,
+            **cause.fields(),
+            **error.fields(),
+        )
+
+    def _check_match(self, if_match: str | None) -> None:
+        if if_match is not None and if_match != self._current.revision:
+            raise StaleRevision(
+                "another revision is loaded by now",
+                found=self._current.revision,
+                expected=if_match,
+                hint="Look at what is loaded, then ask again",
+            )
+
+    def _check_generations(self, policies: tuple[Policy, ...]) -> None:
+        """Refuses what is older than what was in force before: an old file that came back by accident."""
+        errors = tuple(
+            PolicyError(
+                "an older generation than the one that was in force",
+                location=Location(policy.file),
+                key="metadata.generation",
+                found=str(policy.generation),
+                expected=f"{self._generations[policy.name]} or more",
+                hint="To go back on purpose, use scope rollback.",
+            )
+            for policy in policies
+            if policy.generation is not None
+            and policy.generation < self._generations.get(policy.name, 0)
+        )
+        if errors:
+            raise PolicyErrors(errors)
+
+    def _raise_generations(self, programs: ProgramSource) -> None:
+        for name, generation in generations_of(programs).items():
+            self._generations[name] = max(generation, self._generations.get(name, 0))
+
+    # -- back to what was
+
+    def rollback(
+        self, cause: Cause, *, to: str | None = None, if_match: str | None = None
+    ) -> Outcome:
+        """Puts a kept set in force, and holds it until the files change or somebody asks for a reload.
+
+        Args:
+            to: its revision; by default the one that was in force before the present one.
+
+        Raises:
+            StateError: there is none, or it is not what was kept.
+        """
+        with self._building:
+            self._check_match(if_match)
+            previous = self._current
+            try:
+                programs = self._kept(to or self._before(previous.revision), cause)
+            except ScopeError as error:
+                self._refuse(error, cause)
+                raise
+            self._take_up(programs, cause, "rolled-back", now=True)
+            self._held = self._seen = contents(self.source, self._named, self._digests)
+            # Going back is on purpose: from here on, what counts as old is older than this.
+            self._generations |= generations_of(programs)
+            if self.state is not None:
+                self.state.set_active(self._active())
+            changed = programs.revision != previous.revision
+            return Outcome(programs.revision, previous.revision, changed)
+
+    def _before(self, revision: str) -> str:
+        kept = [k.revision for k in self.state.kept()] if self.state else []
+        later = kept.index(revision) + 1 if revision in kept else 0
+        if later >= len(kept):
+            raise StateError(
+                "there is no earlier revision to go back to",
+                location=Location(str(self.state.folder)) if self.state else None,
+                found=f"{len(kept)} kept",
+                hint=None if self.state else "Run with a state directory to keep revisions",
+            )
+        return kept[later]
+
+    def _kept(self, revision: str, cause: Cause) -> ProgramSource:
+        if self.state is None:
+            raise StateError("no revisions are kept: there is no state directory")
+        source = self.state.source_of(revision)
+        programs = self._compiler.build(source).result()
+        if programs.revision != revision:
+            raise StateError(
+                "a kept set was altered",
+                location=Location(str(source.path)),
+                found=programs.revision,
+                expected=revision,
+            )
+        return programs
+
+    # -- the switch
+
+    def off(self, cause: Cause) -> None:
+        """Stops all steering by the next token, whatever else goes on. Stays off over a restart."""
+        with self._swapping:
+            self._set_off(Switch(cause.actor, cause.reason, time.time()), cause)
+            if self.state is not None:
+                self.state.set_switch(self._switch)
+                self._switch_on_file = True
+
+    def on(self, cause: Cause) -> None:
+        """Steers again, under the last good policies."""
+        with self._swapping:
+            if self.state is not None:
+                self.state.set_switch(None)
+            self._set_on(cause)
+
+    def follow_switch(self) -> None:
+        """Does what the switch file says."""
+        if self.state is None:
+            return
+        with self._swapping:
+            switch = self.state.switch()
+            if switch is not None:
+                self._switch_on_file = True
+                self._set_off(switch, Cause("file", switch.actor, switch.reason))
+            elif (
+                self._switch_on_file
+            ):  # what was switched off without a file is not switched on by one
+                self._set_on(Cause("file", "file", f"{self.state.switch_path.name} is gone"))
+
+    def _set_off(self, switch: Switch, cause: Cause) -> None:
+        if self._switch is None:
+            self._target.take_up(self._nothing, what="off", now=True, **cause.fields())
+            self._switch = switch
+
+    def _set_on(self, cause: Cause) -> None:
+        if self._switch is not None:
+            self._target.take_up(self._current, what="on", now=True, **cause.fields())
+            self._switch = None
+            self._switch_on_file = False
+
+
+def _same(one: Mapping[str, str] | None, other: Mapping[str, str]) -> bool:
+    """Whether two looks saw the same files, wherever they lie."""
+    return one is not None and sorted(one.values()) == sorted(other.values())
