@@ -108,6 +108,10 @@ class AuditError(ScopeError):
     """The audit log cannot be written or does not verify."""
 
 
+class BundleError(ScopeError):
+    """A bundle that cannot be read, fetched or trusted."""
+
+
 class UsageError(ScopeError):
     """A command or call that was used wrongly."""
 

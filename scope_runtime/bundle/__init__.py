@@ -1,0 +1,1 @@
+"""Bundles: policies with every file that they name, as one signed tar."""
