@@ -215,9 +215,18 @@ def read_features(path: str | Path) -> tuple[FeatureRequest, ...]:
     if len(raw) > MAX_LIST_BYTES:
         raise UsageError("the list of features is too long", location=Location(name))
     try:
-        rows = list(csv.DictReader(raw.decode("utf-8-sig").splitlines(), strict=True))
+        reader = csv.DictReader(raw.decode("utf-8-sig").splitlines(), strict=True)
+        names = reader.fieldnames or ()
+        rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as reason:
         raise UsageError("no CSV", location=Location(name), found=str(reason)) from None
+    if not {"layer", "id"} <= set(names):
+        raise UsageError(
+            "the first line does not name the columns",
+            location=Location(name, 1),
+            found=repr(",".join(names)),
+            expected="layer,id or layer,id,label",
+        )
     return tuple(_row(row, Location(name, line)) for line, row in enumerate(rows, start=2))
 
 

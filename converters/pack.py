@@ -19,6 +19,7 @@ from converters.features import (
 from converters.hub import HubSet
 from converters.licence import find_licence
 from converters.load import open_source
+from converters.models import architecture_of
 from scope_runtime.errors import Location, PackError, UsageError
 from scope_runtime.files import Progress, cached_sha256
 from scope_runtime.llama.checks import ModelInfo, check_model
@@ -165,6 +166,7 @@ def _model(
         )
     n_layer = sae_set.n_layer or n_layer
     if info is None:
+        architecture = architecture or architecture_of(sae_set.base_model)
         if architecture is None or n_layer is None:
             what = "architecture" if architecture is None else "number of layers"
             raise UsageError(

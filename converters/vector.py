@@ -24,6 +24,9 @@ from scope_runtime.pack_types import F32Array, layer_name
 from scope_runtime.policy.model import EMBEDDING
 from scope_runtime.vectors import ControlVector, read_control_vector, write_control_vector
 
+MAX_NUMBER = 1e30
+"""As in policies: far from where F32 ends, far beyond what anybody steers with."""
+
 
 @dataclass(frozen=True, slots=True)
 class VectorOptions:
@@ -36,12 +39,23 @@ class VectorOptions:
             that is taken out of every direction.
         normalise: whether each layer's direction is given length 1.
         alpha: factor at the end.
+
+    Raises:
+        UsageError: alpha is 0, too large or no number; when applied: nothing is left of a direction.
     """
 
     orthogonal_to: tuple[Path, ...] = ()
     project_out: tuple[Path, ...] = ()
     normalise: bool = False
     alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < abs(self.alpha) <= MAX_NUMBER:
+            raise UsageError(
+                "alpha is no factor to steer with",
+                found=str(self.alpha),
+                expected=f"a number other than 0, at most {MAX_NUMBER:g} either way",
+            )
 
     def data(self) -> dict[str, Any]:
         """As the recipe holds it."""
@@ -60,7 +74,13 @@ class VectorOptions:
             self.normalise,
             self.alpha,
         )
-        return edit(directions, editing)
+        edited = edit(directions, editing)
+        for layer, direction in edited.items():
+            if not direction.any():
+                raise UsageError(
+                    f"nothing is left of the direction at {layer_name(layer)}: it would steer nothing"
+                )
+        return edited
 
 
 def vector_of_features(

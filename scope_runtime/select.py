@@ -55,22 +55,30 @@ def exempt_rules(policy: Policy, labels: Mapping[str, str], today: date) -> froz
     )
 
 
+def left_out(
+    policy: Policy, labels: Mapping[str, str], request_id: str, today: date
+) -> dict[str, str]:
+    """Rules that a request does not get, and why: ``selector``, ``exception`` or ``rollout``."""
+    if policy.selector is not None and not matches(policy.selector, labels):
+        return {rule.name: "selector" for rule in policy.rules}
+    exempt = exempt_rules(policy, labels, today)
+    out = {}
+    for rule in policy.rules:
+        if rule.name in exempt:
+            out[rule.name] = "exception"
+        elif rule.rollout is not None and not reached(
+            rule.rollout, policy.name, rule.name, labels, request_id
+        ):
+            out[rule.name] = "rollout"
+    return out
+
+
 def active_rules(
     policy: Policy, labels: Mapping[str, str], request_id: str, today: date
 ) -> frozenset[str]:
     """Names of the rules that a request gets."""
-    if policy.selector is not None and not matches(policy.selector, labels):
-        return frozenset()
-    exempt = exempt_rules(policy, labels, today)
-    return frozenset(
-        rule.name
-        for rule in policy.rules
-        if rule.name not in exempt
-        and (
-            rule.rollout is None
-            or reached(rule.rollout, policy.name, rule.name, labels, request_id)
-        )
-    )
+    absent = left_out(policy, labels, request_id, today)
+    return frozenset(rule.name for rule in policy.rules if rule.name not in absent)
 
 
 class ProgramSource:
@@ -193,6 +201,15 @@ class ProgramSource:
             for name in active_rules(policy, labels, request_id, today)
         )
         return self._program(tuple(policy.name for policy in members), rules)
+
+    def left_out(self, labels: Mapping[str, str], request_id: str) -> dict[str, str]:
+        """Rules that the request does not get, as ``policy/rule``, and why; see ``left_out``."""
+        today = self._today()
+        return {
+            f"{policy.name}/{rule}": why
+            for policy in self.policies
+            for rule, why in left_out(policy, labels, request_id, today).items()
+        }
 
     def exempted(self, labels: Mapping[str, str]) -> tuple[str, ...]:
         """Rules that an exception takes from a request with these labels, as ``policy/rule``."""

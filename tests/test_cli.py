@@ -225,6 +225,36 @@ def test_ctrl_c_is_quiet(tiny: Tiny) -> None:
     assert b"Traceback" not in err
 
 
+HALF_WRITTEN = """
+import signal, sys
+from scope_runtime.cli import main
+from scope_runtime.errors import PackError
+from scope_runtime.files import written_whole
+
+def halfway(arguments):
+    with written_whole("out.gguf", PackError) as path:
+        path.write_text("half")
+        print("ready", flush=True)
+        signal.pause()
+
+main.main = halfway
+main.run()
+"""
+
+
+def test_a_termination_leaves_nothing_half_written(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF_WRITTEN], stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    assert list(tmp_path.iterdir())
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 # -- run
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from scope_runtime.policy.load import parse_policy
 from scope_runtime.policy.model import Policy
-from scope_runtime.select import active_rules
+from scope_runtime.select import active_rules, left_out
 
 TODAY = date(2026, 6, 1)
 TEXT = """
@@ -71,3 +71,11 @@ def test_rollouts_of_two_rules_are_independent(policy: Policy) -> None:
     ]
     some = [rules for rules in both if "some" in rules]
     assert 0.35 < sum("half" in rules for rules in some) / len(some) < 0.65
+
+
+def test_why_a_rule_is_left_out(policy: Policy) -> None:
+    assert left_out(policy, {}, "r", TODAY) == dict.fromkeys(("always", "some", "half"), "selector")
+    acme = left_out(policy, {"tenant": "acme"}, "r", TODAY)
+    assert acme.pop("always") == "exception"
+    assert acme.pop("some") == "rollout"  # no label "user" to go by
+    assert set(acme.values()) <= {"rollout"}

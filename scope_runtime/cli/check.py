@@ -108,7 +108,9 @@ def check_file(path: Path, root: Path | None = None, *, files: bool = True) -> V
             # numpy and the pack reader: only now, so that a policy that is wrong is refused at once.
             from scope_runtime.compile import check_against_packs
 
-            check_against_packs(policy)
+            notes = check_against_packs(policy).notes
+            whole = Location(policy.file)
+            found += tuple(LintWarning("approximation", note, whole) for note in notes)
             revision = policy_revision(policy)
     except PolicyErrors as several:
         errors = several.errors

@@ -7,6 +7,7 @@ only, 70 a fault of ours, 130 interrupted.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -61,6 +62,8 @@ def _root(
 
 def run() -> None:
     """Entry point of the console script: runs the command line and exits."""
+    # As an exception, so that what is half written is removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))
 
 

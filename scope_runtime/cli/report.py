@@ -72,6 +72,9 @@ def print_report(answer: Generation, program: Program) -> None:
     unmeasured = [rule for rule in program.rules if rule.plane != "callback"]
     if rules or unmeasured:
         console.print(_rules_table(rules, [(rule.name, str(rule.op)) for rule in unmeasured]))
+    left_out = answer.report[-1].detail.get("left_out", {}) if answer.report else {}
+    for rule, why in left_out.items():
+        console.print(f"not for this request: {rule} ({why})", soft_wrap=True)
     for line in _alerts(answer.report):
         console.print(line, soft_wrap=True)
     for note in program.notes:

@@ -88,6 +88,7 @@ class _Running:
     request: RequestContext
     n_prompt: int
     exempted: tuple[str, ...]
+    left_out: Mapping[str, str]
     events: list[Event] = field(default_factory=list)
 
 
@@ -261,7 +262,11 @@ class Engine:
         with self.context.lock:
             self._swap(self.source.for_request(*identity))
             self._running = _Running(
-                number, identity, n_prompt, self.source.exempted(identity.labels)
+                number,
+                identity,
+                n_prompt,
+                self.source.exempted(identity.labels),
+                self.source.left_out(identity.labels, identity.request_id),
             )
         try:
             yield self._running
@@ -414,6 +419,7 @@ class Engine:
                 "finish_reason": finish,
                 "events_dropped": self.context.live_hook.dropped,
                 **({"exempted": list(running.exempted)} if running.exempted else {}),
+                **({"left_out": dict(running.left_out)} if running.left_out else {}),
                 **self.reader.digests(self.active),
             },
         )

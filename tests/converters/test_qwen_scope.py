@@ -401,7 +401,8 @@ def test_features_as_a_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_features(file)
     assert str(caught.value) == (
-        f"{file}:2: the column 'layer' is missing or empty; expected the columns layer, id and label"
+        f"{file}:1: the first line does not name the columns; found 'layer;id'; "
+        "expected layer,id or layer,id,label"
     )
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="no CSV"):

@@ -194,3 +194,17 @@ def test_names_of_sources() -> None:
     }
     with pytest.raises(UsageError, match="two inputs are called 'a'"):
         name_sources(["a.gguf", "x/a.svec"])
+
+
+@pytest.mark.parametrize("alpha", [0.0, float("nan"), float("inf"), 1e39])
+def test_an_alpha_that_steers_nothing_or_nowhere_is_refused(alpha: float) -> None:
+    with pytest.raises(UsageError, match="alpha is no factor to steer with"):
+        VectorOptions(alpha=alpha)
+
+
+def test_a_direction_of_which_nothing_is_left_is_not_written(tmp_path: Path) -> None:
+    source, out = tmp_path / "v.gguf", tmp_path / "out.gguf"
+    write_control_vector(source, {2: np.ones(8, np.float32)})
+    with pytest.raises(UsageError, match="nothing is left of the direction at 2"):
+        combined_vector({"v": source}, "v*0", out)
+    assert not out.exists()
