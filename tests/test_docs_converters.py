@@ -65,6 +65,8 @@ def test_every_command_of_the_page_does_what_it_says(folder: Path) -> None:
     }
     assert layers == {
         "from-repeng": [1, 2],
+        "from-easysteer": [2],
+        "from-glp": [1, 4],
         "from-cast": [2, 3],
         "from-steering-vectors": [1, 3],
         "chinese": [2],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGUFWriter
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -106,9 +107,30 @@ def publish(folder: Path, width: int, n_layer: int) -> None:
     _json(place / "config.json", {"trainer": trainer, "buffer": buffer})
 
     write_control_vector(folder / "repeng.gguf", {n: random(width) for n in (1, 2)})
+    _variant(folder / "easysteer.gguf", {2: random(width)}, "controlvector", {
+        "controlvector.method": "diffmean", "controlvector.normalize": 1.0,
+    })  # fmt: skip
+    _variant(folder / "glp.gguf", {n: random(width) for n in (1, 4)}, "glp", {
+        "glp.mode": "add", "glp.spec_version": 1, "glp.rank": 1,
+        "glp.hook_point": "residual_stream_post_layer", "glp.alpha_default": 2.0,
+    })  # fmt: skip
     rows = {str(n): random(width).tolist() for n in (2, 3)}
     _json(folder / "cast.svec", {"model_type": "qwen3", "directions": rows})
     torch.save({n: torch.from_numpy(random(width)) for n in (1, 3)}, folder / "steering-vectors.pt")
+
+
+def _variant(path: Path, rows: dict[int, Any], architecture: str, keys: dict[str, Any]) -> None:
+    """A control vector as others write it, with keys of their own."""
+    writer = GGUFWriter(path, architecture)
+    for key, value in keys.items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add[type(value)](key, value)
+    for layer, row in rows.items():
+        writer.add_tensor(f"direction.{layer}", row)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _folder(path: Path) -> Path:
