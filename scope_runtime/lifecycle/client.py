@@ -67,19 +67,24 @@ class ControlClient:
         return self._answer(self._client.build_request("POST", path, json=given, headers=headers))
 
     def _answer(self, request: httpx.Request) -> Any:
+        if not self._socket.is_socket():
+            raise self._nobody("no socket")
         try:
             answer = self._client.send(request)
             data = answer.json()
         except (httpx.HTTPError, ValueError) as reason:
-            raise ControlError(
-                "nobody answers at the control socket",
-                location=Location(str(self._socket)),
-                found=str(reason) or type(reason).__name__,
-                hint="Is a runtime with a control socket running? Name its socket with --control",
-            ) from None
+            raise self._nobody(str(reason) or type(reason).__name__) from None
         if answer.is_success:
             return data
         raise RefusedError(data if isinstance(data, dict) else {"message": str(data)})
+
+    def _nobody(self, found: str) -> ControlError:
+        return ControlError(
+            "nobody answers at the control socket",
+            location=Location(str(self._socket)),
+            found=found,
+            hint="Is a runtime with a control socket running? Name its socket with --control",
+        )
 
     def close(self) -> None:
         self._client.close()

@@ -76,7 +76,8 @@ class Follower:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            hinted = self._wake.wait(self._lifecycle.options.poll_s)
+            # What was asked while files were resting has no wake-up of its own any more.
+            hinted = bool(self._asked) or self._wake.wait(self._lifecycle.options.poll_s)
             self._wake.clear()
             try:
                 self._look(hinted)
@@ -106,7 +107,7 @@ class Follower:
         rest_s = self._lifecycle.options.debounce_ms / 1e3
         deadline = time.monotonic() + _MOST_DEBOUNCES * rest_s
         while self._wake.wait(rest_s) and time.monotonic() < deadline:
-            if self._closing.is_set():
+            if self._closing.is_set() or self._asked:
                 return
             self._wake.clear()
 

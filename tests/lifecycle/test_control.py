@@ -1,0 +1,130 @@
+"""The control channel as an operator meets it: commands against a running process."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scope_runtime.errors import UsageError
+from scope_runtime.lifecycle import Options
+from scope_runtime.lifecycle.client import ControlClient, ControlError
+from scope_runtime.policy import load_policy, policy_revision
+from tests.conftest import Scope
+from tests.lifecycle.conftest import PROMPT, Site
+
+QUIET = Options(poll_s=600.0, events=False)
+
+
+def socket_of(site: Site) -> Path:
+    return site.folder.parent / "control.sock"
+
+
+def revision(site: Site) -> str:
+    return policy_revision(load_policy(site.policy))
+
+
+def test_the_socket_is_its_owners_alone_and_goes_with_the_process(site: Site) -> None:
+    with site.running(QUIET):
+        assert stat.S_IMODE(socket_of(site).stat().st_mode) == 0o600
+    assert not socket_of(site).exists()
+
+
+def test_a_socket_that_somebody_serves_at_is_not_taken_over(site: Site) -> None:
+    taken = pytest.raises(UsageError, match="control socket cannot be made")
+    with site.running(QUIET), taken, site.running(QUIET):
+        pass
+
+
+def test_a_socket_that_a_dead_process_left_is_replaced(site: Site) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(socket_of(site)))
+    with site.running(QUIET), ControlClient(socket_of(site)) as client:
+        assert client.get("/health") == {"status": "alive"}
+
+
+def test_behaviour_15_a_post_a_signal_and_a_file_give_one_answer(site: Site, scope: Scope) -> None:
+    """The post blocks and returns the error; the others leave the same one in the status."""
+    control = ("--control", socket_of(site))
+    with site.running(QUIET) as runtime:
+        good = runtime.hosted.lifecycle.revision
+        site.replace(site.text.replace("mute: [one, two]", "mute: [one, tow]"))
+        posted = scope("reload", *control)
+        assert posted.returncode == 1
+        assert f"error: {site.policy}:10:33: unknown feature" in posted.stderr
+        said = json.loads(scope("status", "--json", *control).stdout)
+        assert not said["success"]
+        assert said["revision"] == good
+        assert posted.stderr.strip() == f"error: {said['last_reload']['text']}"
+        site.replace(site.text.replace("mute: [one, two]", "mute: [one, tow] "))
+        assert runtime.hosted.lifecycle.follow()
+        by_file = json.loads(scope("status", "--json", *control).stdout)["last_reload"]
+        assert by_file["trigger"] == "file"
+        assert by_file["error"] == said["last_reload"]["error"]
+
+
+def test_reload_rollback_and_status_by_command(site: Site, scope: Scope) -> None:
+    control = ("--control", socket_of(site))
+    with site.running(QUIET) as runtime:
+        first = runtime.hosted.lifecycle.revision
+        site.replace(site.text_with("0.25", generation=2, owner="ops"))
+        planned = json.loads(scope("plan", "--json", *control).stdout)
+        assert (planned["changed"], planned["planned"]) == (["tiny"], revision(site))
+        done = scope("reload", "-r", "softer", *control)
+        assert done.stdout == f"{revision(site)} in force\n"
+        assert scope("reload", *control).stdout == f"{revision(site)} in force already\n"
+        swapped = [e for e in runtime.events() if e.what == "swapped"][-1].record()
+        assert (swapped["actor"], swapped["reason"]) == (f"uid {os.getuid()}", "softer")
+        stale = scope("rollback", "--if-match", first, *control)
+        assert stale.returncode == 1
+        assert "another revision is loaded by now" in stale.stderr
+        back = scope("rollback", "--to", first, "-r", "too soft", *control)
+        assert back.stdout == f"{first} in force\n"
+        shown = scope("status", *control).stdout
+        assert f"in force  {first} (waits for its first token)" in shown
+        assert "rolled back: held until" in shown
+        runtime.generate(PROMPT, max_tokens=1)
+        assert f"in force  {first} (acknowledged)" in scope("status", *control).stdout
+
+
+def test_off_and_on_by_command(site: Site, scope: Scope) -> None:
+    control = ("--control", socket_of(site))
+    with site.running(QUIET) as runtime:
+        assert (
+            f"by uid {os.getuid()}: incident 7" in scope("off", "-r", "incident 7", *control).stdout
+        )
+        assert runtime.generate(PROMPT, max_tokens=1).revisions[0].revision == "none"
+        metrics = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket_of(site))))
+        with metrics:
+            text = metrics.get("http://scope/metrics").text
+        assert "scope_steering_off 1\n" in text
+        assert "OFF" not in scope("on", *control).stdout
+        assert runtime.generate(PROMPT, max_tokens=1).revisions[0].revision == revision(site)
+
+
+def test_behaviour_18_a_stale_if_match_is_a_412(site: Site) -> None:
+    transport = httpx.HTTPTransport(uds=str(socket_of(site)))
+    with site.running(QUIET) as runtime, httpx.Client(transport=transport) as http:
+        etag = http.get("http://scope/-/policies").headers["ETag"]
+        assert etag == f'"{runtime.hosted.lifecycle.revision}"'
+        site.replace(site.text_with("0.25"))
+        assert http.post("http://scope/-/reload", headers={"If-Match": etag}).status_code == 200
+        assert http.post("http://scope/-/reload", headers={"If-Match": etag}).status_code == 412
+        assert http.post("http://scope/-/reload", headers={"If-Match": "*"}).status_code == 200
+        whats = [event["what"] for event in http.get("http://scope/-/events?last=2").json()]
+        assert whats == ["swapped"] or "swapped" in whats
+        assert http.get("http://scope/ready").json()["ready"]
+
+
+def test_who_asks_nobody_is_told_so(scope: Scope, tmp_path: Path) -> None:
+    done = scope("status", "--control", tmp_path / "none.sock")
+    assert done.returncode == 1
+    assert "none.sock: nobody answers at the control socket" in done.stderr
+    with ControlClient(tmp_path / "none.sock") as client, pytest.raises(ControlError):
+        client.get("/health")

@@ -1,0 +1,290 @@
+"""What outlives a process, going back on purpose, and the one switch that turns all steering off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from scope_runtime import Runtime, ScopeError
+from scope_runtime.errors import PolicyErrors
+from scope_runtime.lifecycle import Cause, Options, StaleRevision, StateError
+from scope_runtime.llama.engine import Generation
+from scope_runtime.policy import load_policy, policy_revision
+from tests.lifecycle.conftest import PROMPT, Site, until
+
+ME = Cause("test", "me", "because")
+QUIET = Options(poll_s=600.0, events=False)  # nothing happens by itself
+
+
+def revision(site: Site) -> str:
+    return policy_revision(load_policy(site.policy))
+
+
+def in_force(runtime: Runtime) -> str:
+    return runtime.generate(PROMPT, max_tokens=2, temperature=0.0).revisions[-1].revision
+
+
+def state_of(site: Site) -> Path:
+    return site.folder.parent / "state"
+
+
+# -- over a restart
+
+
+def test_behaviour_16_a_restart_with_the_source_gone_comes_back_steering(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        good = in_force(runtime)
+        steered = runtime.generate(PROMPT, max_tokens=8, temperature=0.0).tokens
+    shutil.rmtree(site.folder)
+    with site.running(QUIET) as runtime:
+        assert in_force(runtime) == good
+        assert runtime.generate(PROMPT, max_tokens=8, temperature=0.0).tokens == steered
+        whats = [e.what for e in runtime.events() if e.kind == "policy"]
+        assert whats == ["refused", "restored"]
+
+
+@pytest.mark.parametrize("damage", ["policy", "pack", "added", "set.json"])
+def test_behaviour_16_what_was_kept_is_checked_again(site: Site, damage: str) -> None:
+    with site.running(QUIET):
+        pass
+    shutil.rmtree(site.folder)
+    (kept,) = (state_of(site) / "sets").iterdir()
+    if damage == "policy":
+        path = kept / "files" / "policy.yaml"
+        path.write_text(path.read_text().replace("alpha: 0.5", "alpha: 0.9"))
+    elif damage == "pack":
+        path = kept / "files" / "pack.gguf"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif damage == "added":
+        (kept / "files" / "more.yaml").write_text(site.text)
+    else:
+        # Whoever changes a file and its digest with it has still not made what bears the revision.
+        path = kept / "files" / "policy.yaml"
+        about = json.loads((kept / "set.json").read_text())
+        path.write_text(site.text_with("0.9"))
+        about["files"]["policy.yaml"] = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        (kept / "set.json").write_text(json.dumps(about))
+    with pytest.raises(StateError), site.running(QUIET):
+        pass
+
+
+def test_a_restart_with_a_bad_source_runs_the_last_good_one(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        good = in_force(runtime)
+    site.policy.write_text("nonsense: [", encoding="utf-8")
+    with site.running(QUIET) as runtime:
+        assert in_force(runtime) == good
+        site.replace(site.text_with("0.25"))
+        assert runtime.hosted.lifecycle.reload(ME).revision == revision(site)
+
+
+def test_only_so_many_sets_are_kept_and_the_one_in_force_is(site: Site) -> None:
+    with site.running(Options(poll_s=600.0, events=False, keep=2)) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        for n in range(1, 5):
+            site.replace(site.text_with(f"0.{n}"))
+            lifecycle.reload(ME)
+        assert lifecycle.state is not None
+        kept = [k.revision for k in lifecycle.state.kept()]
+        assert len(kept) == 2
+        assert kept[0] == lifecycle.revision
+
+
+# -- back, and not back
+
+
+def test_behaviour_17_an_older_generation_is_refused_unless_rolled_back(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        site.replace(site.text_with("0.3", generation=3))
+        third = lifecycle.reload(ME).revision
+        site.replace(site.text_with("0.4", generation=4))
+        fourth = lifecycle.reload(ME).revision
+        site.replace(site.text_with("0.3", generation=3))
+        with pytest.raises(PolicyErrors, match=r"found 3; expected 4 or more\. To go back"):
+            lifecycle.reload(ME)
+        assert in_force(runtime) == fourth
+        assert lifecycle.rollback(ME).revision == third
+        assert in_force(runtime) == third
+        assert lifecycle.reload(ME).revision == third  # the old file is no longer an accident
+    site.replace(site.text_with("0.2", generation=2))
+    with site.running(QUIET) as runtime:  # and the count outlives the process
+        assert in_force(runtime) == third
+
+
+def test_a_rollback_holds_until_the_source_changes(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        first = runtime.hosted.lifecycle.revision
+        site.replace(site.text_with("0.25"))
+        runtime.hosted.lifecycle.reload(ME)
+        runtime.hosted.lifecycle.rollback(ME, to=first)
+        assert runtime.hosted.lifecycle.held
+        assert not runtime.hosted.lifecycle.follow()
+        assert in_force(runtime) == first
+    with site.running(QUIET) as runtime:  # also over a restart
+        assert in_force(runtime) == first
+        assert runtime.hosted.lifecycle.held
+        site.replace(site.text_with("0.125"))
+        assert runtime.hosted.lifecycle.follow()
+        assert in_force(runtime) == revision(site)
+        assert not runtime.hosted.lifecycle.held
+
+
+def test_a_rollback_to_what_is_not_kept_is_refused(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        good = in_force(runtime)
+        for to, message in (
+            (None, "there is no earlier revision to go back to"),
+            ("sha256:" + "0" * 64, "no such revision is kept"),
+            ("../../etc", "no such revision is kept"),
+        ):
+            with pytest.raises(StateError, match=message):
+                runtime.hosted.lifecycle.rollback(ME, to=to)
+        assert in_force(runtime) == good
+
+
+def test_behaviour_18_a_stale_if_match_is_refused(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        first = lifecycle.revision
+        site.replace(site.text_with("0.25"))
+        second = lifecycle.reload(ME, if_match=first).revision
+        with pytest.raises(StaleRevision):
+            lifecycle.rollback(ME, to=first, if_match=first)
+        assert lifecycle.revision == second
+
+
+# -- the switch
+
+
+def test_behaviour_21_one_switch_stops_all_steering_by_the_next_token_on_record(site: Site) -> None:
+    """Also under ``apply: next-request``: the switch does not wait for requests to end."""
+    site.policy.write_text(site.text.replace("spec:\n", "spec:\n  apply: next-request\n"))
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        good = lifecycle.revision
+        stream = runtime.generate(PROMPT, max_tokens=12, seed=0, stream=True)
+        next(stream)
+        lifecycle.off(ME)
+        *_, answer = stream
+        assert isinstance(answer, Generation)
+        assert [span.revision for span in answer.revisions] == [good, "none"]
+        steered = answer.revisions[1].from_position - len(PROMPT)
+        assert steered <= 2  # the piece that was out, and the token that was being decoded
+        record = [e for e in runtime.events() if e.what == "off"][-1].record()
+        assert (record["actor"], record["reason"], record["kind"]) == ("me", "because", "policy")
+        assert in_force(runtime) == "none"
+        lifecycle.on(Cause("test", "me again", "over"))
+        assert in_force(runtime) == good
+        record = [e for e in runtime.events() if e.what == "on"][-1].record()
+        assert (record["actor"], record["reason"]) == ("me again", "over")
+
+
+def test_behaviour_21_off_gives_what_no_policy_gives(site: Site) -> None:
+    with Runtime(site.model, n_ctx=512, n_threads=1) as plain:
+        unsteered = plain.generate(PROMPT, max_tokens=12, temperature=0.0).tokens
+    with site.running(QUIET) as runtime:
+        steered = runtime.generate(PROMPT, max_tokens=12, temperature=0.0).tokens
+        runtime.hosted.lifecycle.off(ME)
+        off = runtime.generate(PROMPT, max_tokens=12, temperature=0.0)
+    assert off.tokens == unsteered != steered
+    assert off.n_reused == 0
+
+
+def test_behaviour_21_while_off_reloads_are_checked_and_wait(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        lifecycle.off(ME)
+        site.replace(site.text_with("0.25"))
+        assert lifecycle.reload(ME).revision == revision(site)
+        assert in_force(runtime) == "none"
+        site.replace("nonsense: [")
+        with pytest.raises(ScopeError):
+            lifecycle.reload(ME)
+        loaded = lifecycle.current.revision
+        lifecycle.on(ME)
+        assert in_force(runtime) == loaded
+
+
+def test_behaviour_21_off_stays_off_over_a_restart(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        runtime.hosted.lifecycle.off(ME)
+    with site.running(QUIET) as runtime:
+        assert in_force(runtime) == "none"
+        switch = runtime.hosted.lifecycle.switch
+        assert switch is not None
+        assert (switch.actor, switch.reason) == ("me", "because")
+        runtime.hosted.lifecycle.on(ME)
+        assert in_force(runtime) == revision(site)
+
+
+def test_behaviour_21_a_file_is_a_switch(site: Site) -> None:
+    with site.running() as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        file = state_of(site) / "off.json"
+        file.write_text("the incident of Friday", encoding="utf-8")
+        until(lambda: lifecycle.switch is not None, "the file switches off")
+        assert in_force(runtime) == "none"
+        record = [e for e in runtime.events() if e.what == "off"][-1]
+        assert record.detail["trigger"] == "file"
+        file.unlink()
+        until(lambda: lifecycle.switch is None, "its absence switches on")
+        assert in_force(runtime) == revision(site)
+
+
+def test_what_was_switched_off_without_a_file_is_not_switched_on_by_its_absence(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+
+        def full(*_: object) -> None:
+            raise StateError("the disk is full")
+
+        monkeypatch.setattr(lifecycle.state, "set_switch", full)
+        with pytest.raises(StateError):
+            lifecycle.off(ME)
+        lifecycle.follow_switch()
+        assert in_force(runtime) == "none"
+
+
+def test_behaviours_15_and_21_signals_reload_and_switch(site: Site) -> None:
+    numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with site.running(QUIET) as runtime:
+            lifecycle = runtime.hosted.lifecycle
+            runtime.hosted.handle_signals()
+            site.replace(site.text_with("0.25"))
+            os.kill(os.getpid(), signal.SIGHUP)
+            until(lambda: lifecycle.revision == revision(site), "SIGHUP reloads")
+            os.kill(os.getpid(), signal.SIGUSR1)
+            until(lambda: lifecycle.switch is not None, "SIGUSR1 switches off")
+            assert in_force(runtime) == "none"
+            os.kill(os.getpid(), signal.SIGUSR2)
+            until(lambda: lifecycle.switch is None, "SIGUSR2 switches on")
+            assert in_force(runtime) == revision(site)
+            actors = [e.detail.get("actor") for e in runtime.events() if e.kind == "policy"]
+            assert actors == ["start", "SIGHUP", "SIGUSR1", "SIGUSR2"]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_behaviour_20_a_record_counts_exempted_rules_apart(site: Site) -> None:
+    exceptions = (
+        "  exceptions: [{selector: {tenant: acme}, rules: [push], owner: ops, until: 2999-01-01}]\n"
+    )
+    site.policy.write_text(site.text + exceptions, encoding="utf-8")
+    with site.running(QUIET) as runtime:
+        answer = runtime.generate(PROMPT, max_tokens=2, labels={"tenant": "acme"})
+        assert answer.report[-1].detail["exempted"] == ["tiny/push"]
+        assert "exempted" not in runtime.generate(PROMPT, max_tokens=2).report[-1].detail
