@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
-from scope_runtime.cases.load import load_test
+from scope_runtime.cases.load import SCHEMA_PATH, load_test
 from scope_runtime.cases.run import run_tests
 from scope_runtime.cli.main import main
 from scope_runtime.errors import PolicyErrors
@@ -328,3 +329,23 @@ def test_a_wrong_test_file_fails_the_run_and_the_check(folder: Path, call: Cli) 
     (folder / "empty").mkdir()
     assert call("test", "empty")[0] == 2
     assert call("test", "gone")[0] == 2
+
+
+def test_the_schema_is_one_and_says_what_each_key_means() -> None:
+    schema = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+
+    def keys(node: object) -> Iterator[dict[str, object]]:
+        if isinstance(node, dict):
+            yield from node.get("properties", {}).values()
+            for child in node.values():
+                yield from keys(child)
+
+    found = list(keys(schema))
+    assert len(found) > 30
+    for key in found:
+        name = str(key.get("$ref", "")).rpartition("/")[2]
+        whole = {**schema["$defs"].get(name, {}), **key}
+        # A path or a list of texts means something else at each key, a rule or a case does not.
+        assert whole.get("title"), key
+        assert (key if name in ("path", "range", "texts") else whole).get("description"), key

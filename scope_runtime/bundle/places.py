@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +29,11 @@ _OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 _TAG = "org.opencontainers.image.ref.name"
 _MAX_JSON_BYTES = 4 << 20
 _CHUNK = 1 << 20
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CONNECT_S = 10.0
 _SLACK_S = 30.0
+_WHOLE_S = 3600.0
+"""A server that sends a byte now and then must not hold us for ever."""
 
 
 class Place(Protocol):
@@ -67,6 +71,10 @@ def place(text: str, *, token: str | None = None) -> Place:
         parts = urlsplit(text)
         if not parts.hostname or parts.username or parts.password:
             raise UsageError("not an address of a server", found=parts.hostname or text)
+        if token and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise UsageError(
+                "a token is not sent over plain HTTP", found=parts.hostname, expected="https://"
+            )
         return ServerPlace(text, token)
     if text.startswith("oci:"):
         folder, _, tag = text.removeprefix("oci:").rpartition(":")
@@ -241,6 +249,7 @@ class ServerPlace:
 
     address: str
     token: str | None = None
+    whole_s: float = _WHOLE_S
 
     @contextmanager
     def _client(self, wait_s: float) -> Iterator[httpx.Client]:
@@ -272,11 +281,17 @@ class ServerPlace:
                 return None
             if answer.status_code != httpx.codes.OK:
                 raise self._refused(answer)
-            digest, n_bytes = hashlib.sha256(), 0
+            digest, n_bytes, ends = hashlib.sha256(), 0, time.monotonic() + self.whole_s
             for chunk in answer.iter_raw(_CHUNK):
                 n_bytes += len(chunk)
                 if n_bytes > max_bytes:
                     raise _too_large(self.address, max_bytes)
+                if time.monotonic() > ends:
+                    raise BundleError(
+                        "the server sends too slowly",
+                        location=Location(self.address),
+                        found=f"{n_bytes} bytes in {self.whole_s:g} s",
+                    )
                 digest.update(chunk)
                 out.write(chunk)
             # A server without ETags is asked again each time; the content still tells old from new.

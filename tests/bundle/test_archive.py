@@ -294,6 +294,27 @@ def test_nothing_that_exists_is_written_to(made: Made, tmp_path: Path) -> None:
     assert outside.read_text() == "mine"
 
 
+def test_long_and_foreign_paths_come_back(made: Made, tmp_path: Path) -> None:
+    long = f"{'folder/' * 17}väktör-向量.gguf"
+    target = made.policies / long
+    target.parent.mkdir(parents=True)
+    target.write_bytes((made.policies / "vectors" / "v.gguf").read_bytes())
+    policy = made.policies / "a.yaml"
+    policy.write_text(policy.read_text().replace("vectors/v.gguf", long))
+    out, folder = tmp_path / "long.bundle", tmp_path / "out"
+    folder.mkdir()
+    build_bundle(made.policies, out, "fleet", key=made.key)
+    read_archive(out, [made.key.public_key()], unpack_to=folder)
+    assert (folder / long).read_bytes() == target.read_bytes()
+    with tarfile.open(out) as tar:
+        assert long in tar.getnames()
+    too_long = made.policies / ("x" * 200)
+    too_long.write_bytes(target.read_bytes())
+    policy.write_text(policy.read_text().replace(long, too_long.name))
+    with pytest.raises(BundleError, match="a path or size that no tar holds"):
+        build_bundle(made.policies, out, "fleet", key=made.key)
+
+
 def test_a_policy_that_is_wrong_is_not_bundled(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "new.bundle"
     (made.policies / "b.yaml").write_text("nonsense: true\n")

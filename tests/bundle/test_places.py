@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from scope_runtime.bundle.archive import read_archive
 from scope_runtime.bundle.build import build_bundle
-from scope_runtime.bundle.places import MEDIA_TYPE, place, push_bundle
+from scope_runtime.bundle.places import MEDIA_TYPE, ServerPlace, place, push_bundle
 from scope_runtime.bundle.source import BundleSource
 from scope_runtime.errors import BundleError, UsageError
 from scope_runtime.policy.load import load_policies
@@ -257,6 +258,14 @@ def test_a_server_cannot_send_more_than_is_allowed(
             source.fetch()
 
 
+def test_a_server_cannot_send_for_ever(made: Made, server: Server) -> None:
+    server.hold(made.bundle.read_bytes())
+    with pytest.raises(BundleError, match=r"the server sends too slowly; found \d+ bytes in -1 s"):
+        ServerPlace(server.address, whole_s=-1.0).fetch(
+            io.BytesIO(), None, wait_s=0, max_bytes=1 << 20
+        )
+
+
 def test_a_server_that_is_not_there(made: Made, server: Server, tmp_path: Path) -> None:
     address = server.address
     server.server_close()
@@ -331,6 +340,8 @@ def test_where_a_bundle_may_come_from(tmp_path: Path) -> None:
     for wrong in ("https://", "https://user:word@host/x"):
         with pytest.raises(UsageError, match="not an address of a server"):
             place(wrong)
+    with pytest.raises(UsageError, match="a token is not sent over plain HTTP; found example"):
+        place("http://example/x", token="secret")
     (tmp_path / "many").mkdir()
     for name in ("one.bundle", "two.bundle"):
         (tmp_path / "many" / name).touch()
