@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 import numpy as np
 import numpy.typing as npt
 
-from scope_runtime.audit import JsonlLog, MemoryLog
+from scope_runtime.audit import AuditLog, AuditOptions, MemoryLog
 from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
@@ -70,7 +70,8 @@ class Runtime:
         state: directory in which followed policies outlive the process, so that they can be rolled back to and a
             restart without them comes back steering.
         control: Unix socket at which ``scope status``, ``reload``, ``off``, ``on`` and ``rollback`` find this process.
-        audit: file to append events to as JSON lines, fsynced; None keeps them in memory only (``events()``).
+        audit: audit log to append events to (docs/audit.md): its file, or AuditOptions; None keeps them in memory
+            only (``events()``).
         n_ctx: tokens of context.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
             control vector, which is free there but is not measured.
@@ -91,7 +92,7 @@ class Runtime:
         watch: bool | Options = False,
         state: str | Path | None = None,
         control: str | Path | None = None,
-        audit: str | Path | None = None,
+        audit: str | Path | AuditOptions | None = None,
         n_ctx: int = 4096,
         n_batch: int = 512,
         n_ubatch: int = 512,
@@ -105,7 +106,7 @@ class Runtime:
         self._memory = MemoryLog()
         self._sinks: list[Sink] = [self._memory]
         if audit is not None:
-            self._sinks.append(JsonlLog(audit))
+            self._sinks.append(AuditLog(audit))
         options = ContextOptions(
             n_ctx=n_ctx,
             n_batch=n_batch,

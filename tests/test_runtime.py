@@ -210,11 +210,14 @@ def test_everything_is_in_the_audit_file_before_the_answer_is_returned(
         answer = rt.generate(PROMPT, max_tokens=3, temperature=0.0, request_id="x")
         with pytest.raises(ScopeError):
             rt.set_policy(tmp_path / "none.yaml")
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        header, *lines = [json.loads(line) for line in log.read_text().splitlines()]
         rt.set_policy(None)
+    assert header["what"] == "segment"
     whats = [(line["kind"], line["what"]) for line in lines]
     assert whats[:2] == [("runtime", "start"), ("policy", "swapped")]
     assert whats[-1] == ("policy", "refused")
+    for index, line in enumerate(lines, 1):
+        assert line.pop("chain")["index"] == index
     assert [line for line in lines if line.get("request_id") == "x"] == [
         e.record() for e in answer.report
     ]

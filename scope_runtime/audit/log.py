@@ -1,85 +1,248 @@
-"""The audit log: events as JSON lines, on disk before the caller goes on."""
+"""The audit log as a sink: events go in from any thread, one thread writes them, an fsync serves many."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scope_runtime.errors import AuditError
-from scope_runtime.events import Event
+from scope_runtime.audit.canonical import Body
+from scope_runtime.audit.note import SigningKey
+from scope_runtime.audit.options import AuditOptions, OnFailure
+from scope_runtime.audit.store import NoSpaceError, Store, own_record
+from scope_runtime.errors import AuditError, Location
+from scope_runtime.events import Event, Kind
+
+_MOST_RECORDS_A_BATCH = 1000
+_LONGEST_PAUSE_S = 1.0
 
 
-class JsonlLog:
-    """Append-only JSON lines, one event a line, mode 0600, fsynced before ``write`` returns.
+class AuditLog:
+    """An append-only log in a hash chain, with checkpoints; see docs/audit.md.
 
-    Several processes may append to one file: each write is one ``write(2)`` on a descriptor opened for appending.
-    A last line that a crash left torn is closed with a newline, never overwritten.
+    ``write`` returns when the events are on the disk, but for what happens inside a request (alerts, the rules'
+    summaries): that is on the disk when the write of the request's own summary returns.
 
     Args:
-        path: the log file; its directory is made if missing.
+        options: where and how; a path alone means all defaults.
+        clock: seconds since the epoch.
+
+    Raises:
+        AuditError: the log cannot be opened, somebody else writes it, or it is not as it was left.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock = threading.Lock()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(
-                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-        except OSError as error:
-            raise AuditError(f"the audit log {path} cannot be opened", found=str(error)) from error
+    def __init__(
+        self, options: AuditOptions | str | Path, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.options = options if isinstance(options, AuditOptions) else AuditOptions(options)
+        key = read_signing_key(self.options.key) if self.options.key is not None else None
+        self._store = Store(self.options, key, clock=clock)
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._queue: deque[Body] = deque()
+        self._taken_in = 0
+        self._settled = 0
+        self._dropped = 0
+        self._unnoted = 0
+        self._unnoted_since = 0.0
         self._failed: str | None = None
-        self._close_torn_line()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
+        self._thread.start()
 
-    def _close_torn_line(self) -> None:
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
+    # -- what others see
+
+    @property
+    def path(self) -> Path:
+        """The segment that is written to."""
+        return self._store.files.path
+
+    @property
+    def dropped(self) -> int:
+        """Events lost since the log was opened."""
+        return self._dropped
+
+    @property
+    def queued(self) -> int:
+        """Events that are not on the disk yet."""
+        return self._taken_in - self._settled
+
+    @property
+    def failed(self) -> str | None:
+        """Why the log takes nothing any more; None while it does."""
+        return self._failed
+
+    # -- callers
 
     def write(self, events: Sequence[Event]) -> None:
-        """Appends and fsyncs. After a failure the log refuses for good: a failed fsync must not be retried."""
+        """Takes events in order.
+
+        Raises:
+            AuditError: they are not on record, and ``on_failure`` is not ``drop``; or one of them cannot be
+                written as JSON.
+        """
         if not events:
             return
-        data = "".join(
-            json.dumps(e.record(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            + "\n"
-            for e in events
-        ).encode()
-        with self._lock:
-            if self._failed:
+        bodies = [Body(event.record()) for event in events]
+        wait = any(map(_ends_something, events))
+        drops = self.options.on_failure is OnFailure.DROP
+        with self._changed:
+            while not drops and not self._failed and self._full(len(bodies)):
+                self._changed.wait()
+            if self._failed and not (drops and not self._closing):
                 raise AuditError(f"the audit log {self.path} failed before", found=self._failed)
+            if self._failed or self._full(len(bodies)):
+                self._count_dropped(len(bodies))
+                return
+            self._queue.extend(bodies)
+            self._taken_in += len(bodies)
+            ticket = self._taken_in
+            self._changed.notify_all()
+            while wait and self._settled < ticket and not self._failed:
+                self._changed.wait()
+            if wait and self._settled < ticket and not drops:
+                raise AuditError(f"the audit log {self.path} cannot be written", found=self._failed)
+
+    def close(self) -> None:
+        """Writes what waits, and a checkpoint of it all. Safe to call twice.
+
+        Raises:
+            AuditError: the checkpoint cannot be written, and ``on_failure`` is not ``drop``.
+        """
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        try:
+            if self._failed is None:
+                if self._unnoted:
+                    self._append(())
+                self._store.checkpoint()
+        except AuditError:
+            if self.options.on_failure is not OnFailure.DROP:
+                raise
+        finally:
+            self._failed = self._failed or "it is closed"
+            self._store.close()
+
+    def _full(self, n: int) -> bool:
+        """A batch larger than the whole queue still gets its turn."""
+        return bool(self._queue) and len(self._queue) + n > self.options.queue_records
+
+    def _count_dropped(self, n: int) -> None:
+        if not self._unnoted:
+            self._unnoted_since = self._clock()
+        self._dropped += n
+        self._unnoted += n
+
+    # -- the writer
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closing:
+                    due_s = self._store.checkpoint_due_s()
+                    if due_s == 0:
+                        break
+                    self._changed.wait(due_s)
+                n = min(len(self._queue), _MOST_RECORDS_A_BATCH)
+                batch = [self._queue.popleft() for _ in range(n)]
+                if not batch and self._closing:
+                    return
+                self._changed.notify_all()
             try:
-                written = os.write(self._fd, data)
-                while written < len(data):
-                    written += os.write(self._fd, data[written:])
-                os.fsync(self._fd)
-            except OSError as error:
-                self._failed = str(error)
-                raise AuditError(
-                    f"the audit log {self.path} cannot be written", found=str(error)
-                ) from error
+                written = self._commit(batch) if batch else True
+                if self._store.checkpoint_due_s() == 0:
+                    self._checkpoint()
+            except BaseException as error:
+                # A fault of ours; whoever waits must hear of it, or waits for ever.
+                self._fail(f"{type(error).__name__}: {error}")
+                raise
+            with self._changed:
+                if written:
+                    self._settled += len(batch)
+                self._changed.notify_all()
 
-    def close(self) -> None:
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-                self._failed = "it is closed"
+    def _commit(self, batch: Sequence[Body]) -> bool:
+        """Writes a batch, under the rule of ``on_failure``; False where it is lost and that is an error."""
+        pause_s = 0.01
+        while self._failed is None:
+            try:
+                self._append(batch)
+                return True
+            except NoSpaceError as error:
+                reason = error.found or str(error)
+                if self.options.on_failure is OnFailure.DROP:
+                    break
+                if self.options.on_failure is OnFailure.BLOCK:
+                    with self._changed:
+                        if not self._closing:
+                            self._changed.wait(pause_s)
+                            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                            continue
+                self._fail(reason)
+            except AuditError as error:
+                self._fail(error.found or str(error))
+        if self.options.on_failure is not OnFailure.DROP:
+            return False
+        with self._changed:
+            self._count_dropped(len(batch))
+        return True
+
+    def _fail(self, reason: str) -> None:
+        with self._changed:
+            self._failed = reason
+            self._changed.notify_all()
+
+    def _append(self, batch: Sequence[Body]) -> None:
+        """Writes a batch; before it, where events were lost, how many."""
+        n, since = self._unnoted, round(self._unnoted_since, 6)
+        lost = [own_record("dropped", self._clock(), n_events=n, since=since)] if n else []
+        self._store.append([*lost, *batch])
+        with self._changed:
+            self._unnoted -= n
+
+    def _checkpoint(self) -> None:
+        try:
+            self._store.checkpoint()
+        except AuditError as error:
+            # The records are safe. The next checkpoint covers them too; until then this is on record.
+            self._store.note("checkpoint-failed", found=error.found)
 
 
-class MemoryLog:
-    """Keeps the last events in memory, for ``Runtime.events()``."""
+def _ends_something(event: Event) -> bool:
+    """Whether somebody relies on it being on record at once, rather than at the request's end."""
+    return event.kind in (Kind.POLICY, Kind.RUNTIME) or event.what == "summary"
 
-    def __init__(self, keep: int = 10_000) -> None:
-        self.kept: deque[Event] = deque(maxlen=keep)
 
-    def write(self, events: Sequence[Event]) -> None:
-        self.kept.extend(events)
+def read_signing_key(path: str | Path) -> SigningKey:
+    """Reads a file made by ``scope audit keygen``.
 
-    def close(self) -> None:
-        """Nothing to close; what was kept stays readable."""
+    Raises:
+        AuditError: it cannot be read, others may read it, or it is no key.
+    """
+    path = Path(path)
+    location = Location(str(path))
+    try:
+        mode = path.stat().st_mode & 0o777
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuditError(
+            "the signing key cannot be read", location=location, found=str(error)
+        ) from None
+    if mode & 0o077:
+        raise AuditError(
+            "the signing key is open to others",
+            location=location,
+            found=f"mode {mode:o}",
+            expected="600",
+        )
+    try:
+        return SigningKey.parse(text)
+    except AuditError as error:
+        error.location = location
+        raise

@@ -1,0 +1,288 @@
+"""Whether a log is whole: from its files and a public key alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scope_runtime.audit.note import Checkpoint, PublicKey
+from scope_runtime.audit.recover import read_checkpoint
+from scope_runtime.audit.segments import Damaged, LogFiles, read_lines
+from scope_runtime.audit.walk import Broken, Walk
+from scope_runtime.errors import AuditError
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What is wrong, and where.
+
+    Attributes:
+        index: of the first record that is bad or missing; None where it is no record (a checkpoint, say).
+        file: in which it is, or should be.
+        line: in that file, from 1; 0 where there is none.
+    """
+
+    index: int | None
+    file: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return (
+            f"{place}: " + (f"record {self.index} " if self.index is not None else "") + self.what
+        )
+
+    def fields(self) -> dict[str, object]:
+        return {
+            "index": self.index,
+            "file": self.file,
+            "line": self.line or None,
+            "what": self.what,
+        }
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found in one log.
+
+    Attributes:
+        first: index of the first record that is there; those before are past their time.
+        n_records: in the whole chain, up to the last that is there.
+        covered: records under a checkpoint whose signature was checked, or under any where no key was given.
+        torn_bytes: behind the last whole record: a crash, which is mended when the log is next written to.
+        repaired: torn ends that were mended, as the log says itself.
+        dropped: events that the log says it lost.
+    """
+
+    path: str
+    bad: Bad | None = None
+    origin: str | None = None
+    first: int = 0
+    n_records: int = 0
+    n_segments: int = 0
+    root: str | None = None
+    covered: int = 0
+    signed_by: tuple[str, ...] = ()
+    checked: bool = False
+    torn_bytes: int = 0
+    repaired: int = 0
+    dropped: int = 0
+    remarks: list[str] = field(default_factory=list)
+
+    def fields(self) -> dict[str, object]:
+        out = {name: getattr(self, name) for name in self.__slots__ if name != "bad"}
+        return {"ok": self.bad is None, **out, "bad": self.bad.fields() if self.bad else None}
+
+
+def verify(
+    files: LogFiles,
+    *,
+    keys: Iterable[PublicKey] = (),
+    checkpoints: Iterable[Checkpoint] = (),
+    partial: bool = False,
+) -> Report:
+    """Goes through a log from its first record to its last.
+
+    Args:
+        keys: one of them must have signed the log's checkpoint and those between its segments.
+        checkpoints: kept elsewhere; the log must still be the one that they are of.
+        partial: earlier segments may be missing without a record that says why.
+
+    Raises:
+        AuditError: a file cannot be read.
+    """
+    return _Verification(files, tuple(keys), tuple(checkpoints), partial).run()
+
+
+class _Verification:
+    def __init__(
+        self,
+        files: LogFiles,
+        keys: tuple[PublicKey, ...],
+        checkpoints: tuple[Checkpoint, ...],
+        partial: bool,
+    ) -> None:
+        self.files, self.keys, self.kept, self.partial = files, keys, checkpoints, partial
+        self.report = Report(str(files.path))
+        self.walk = Walk()
+        self.expired_before = 0
+        self.wanted: dict[int, list[Checkpoint]] = {}
+
+    def run(self) -> Report:
+        report = self.report
+        report.bad = self._own_checkpoint() or self._segments() or self._end()
+        report.n_records = self.walk.tree.size
+        report.root = self.walk.tree.root().hex()
+        report.origin = self.walk.header.origin if self.walk.header else None
+        return report
+
+    def _own_checkpoint(self) -> Bad | None:
+        """Takes in the checkpoints that the log has to meet on its way."""
+        report, path = self.report, self.files.checkpoint
+        try:
+            own = read_checkpoint(path)
+        except AuditError as error:
+            return Bad(None, str(path), 0, f"{error.message}; found {error.found}")
+        if own is None:
+            if self.keys and not any(map(self._signed, self.kept)):
+                return Bad(None, str(path), 0, "there is no checkpoint, so nothing is signed")
+            if not self.kept:
+                report.remarks.append(
+                    "there is no checkpoint: records missing at the end go unseen"
+                )
+        else:
+            if self.keys and not self._signed(own):
+                return Bad(None, str(path), 0, "is not signed by the public key")
+            report.signed_by, report.checked = own.signers, bool(self.keys)
+            if not own.signed:
+                report.remarks.append("the checkpoint is unsigned: it shows damage, not forgery")
+            elif not self.keys:
+                report.remarks.append("signatures were not checked: no public key was given")
+        for each in (*self.kept, *([own] if own else [])):
+            self.wanted.setdefault(each.size, []).append(each)
+        return None
+
+    def _signed(self, checkpoint: Checkpoint) -> bool:
+        return any(key.signed(checkpoint.note) for key in self.keys)
+
+    def _segments(self) -> Bad | None:
+        segments = self.files.segments()
+        for path in segments:
+            self.report.n_segments += 1
+            self.walk.begin_segment()
+            bad = self._segment(path, last=path == segments[-1])
+            if bad is not None:
+                return bad
+        return None
+
+    def _segment(self, path: Path, *, last: bool) -> Bad | None:
+        number = 0
+        try:
+            for number, (before, line, after) in enumerate(_neighbours(path), 1):
+                if not line.endswith(b"\n"):
+                    if not last or path != self.files.path:
+                        return Bad(self.walk.tree.size, str(path), number, "is cut off")
+                    self.report.torn_bytes = len(line)
+                    return None
+                bad = self._line(path, number, before, line, after)
+                if bad is not None:
+                    return bad
+        except Damaged as error:
+            return Bad(
+                self.walk.tree.size, str(path), number + 1, f"{error.message}: {error.found}"
+            )
+        return None
+
+    def _line(
+        self, path: Path, number: int, before: bytes | None, line: bytes, after: bytes | None
+    ) -> Bad | None:
+        first = self.walk.header is None
+        try:
+            record = self.walk.take(line)
+        except Broken as broken:
+            index, what = broken.index, broken.what
+            if broken.prev and before is not None and after and self.walk.follows(line, after):
+                # What comes after this record knows it; so it was the one before that was changed.
+                index, what, number = index - 1, "was changed", number - 1
+            return Bad(index, str(path), number, what)
+        if self.walk.header is not None and (first or record.get("what") == "segment"):
+            bad = self._begins(path, number)
+            if bad is not None:
+                return bad
+        self._remember(record)
+        return self._meets(path, number)
+
+    def _begins(self, path: Path, number: int) -> Bad | None:
+        """A segment's first record: its tree head is right, and signed."""
+        header = self.walk.header
+        if header is None or number != 1:
+            return None
+        if self.report.n_segments == 1:
+            self.report.first = header.tree.size
+        if header.checkpoint is None:
+            return None
+        index = header.tree.size
+        try:
+            checkpoint = Checkpoint.parse(header.checkpoint)
+        except AuditError:
+            return Bad(index, str(path), number, "has no sound checkpoint in it")
+        if (checkpoint.origin, checkpoint.size) != (header.origin, header.tree.size) or (
+            checkpoint.root != header.tree.root()
+        ):
+            return Bad(index, str(path), number, "has a checkpoint in it that is not of this log")
+        if self.keys and checkpoint.signed and not self._signed(checkpoint):
+            return Bad(index, str(path), number, "has a checkpoint in it that the key did not sign")
+        return None
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        if record.get("kind") != "runtime":
+            return
+        what = record.get("what")
+        if what == "repaired":
+            self.report.repaired += 1
+        elif what == "dropped" and isinstance(record.get("n_events"), int):
+            self.report.dropped += record["n_events"]
+        elif what == "expired" and isinstance(record.get("before"), int):
+            self.expired_before = max(self.expired_before, record["before"])
+
+    def _meets(self, path: Path, number: int) -> Bad | None:
+        """Where a checkpoint is of as many records: it is of these."""
+        tree, header = self.walk.tree, self.walk.header
+        for checkpoint in self.wanted.get(tree.size, ()):
+            if header is not None and checkpoint.origin != header.origin:
+                what = f"is of the log {header.origin}, the checkpoint of {checkpoint.origin}"
+                return Bad(tree.size - 1, str(path), number, what)
+            if checkpoint.root != tree.root():
+                since = max(self.report.covered, self.report.first)
+                what = "is not what the checkpoint covers"
+                if since < tree.size - 1:
+                    what += (
+                        f": it was changed, or all since a record from {since} on were written anew"
+                    )
+                return Bad(tree.size - 1, str(path), number, what)
+            self.report.covered = tree.size
+        return None
+
+    def _end(self) -> Bad | None:
+        report, size = self.report, self.walk.tree.size
+        last = str(self.files.path)
+        for checkpoint in (each for at in sorted(self.wanted) for each in self.wanted[at]):
+            if checkpoint.size > size:
+                what = f"is missing: the checkpoint is of {checkpoint.size} records"
+                return Bad(size, last, 0, what)
+            if checkpoint.size < report.first:
+                report.remarks.append(
+                    f"a checkpoint of {checkpoint.size} records is older than what is here"
+                )
+        if self.walk.header is None:
+            return (
+                Bad(0, last, 0, "is missing: the log is empty") if not report.torn_bytes else None
+            )
+        if report.first > self.expired_before and not self.partial:
+            what = f"is missing, up to {report.first - 1}, and no record says that it has expired"
+            return Bad(self.expired_before, last, 0, what)
+        if report.covered < size and self.wanted:
+            report.remarks.append(
+                f"the last {size - report.covered} records are not under a checkpoint yet"
+            )
+        if report.torn_bytes:
+            report.remarks.append(
+                f"the last {report.torn_bytes} bytes are a torn record: a crash, not mended yet"
+            )
+        return None
+
+
+def _neighbours(path: Path) -> Iterator[tuple[bytes | None, bytes, bytes | None]]:
+    """Each line with the one before and the one after it."""
+    before: bytes | None = None
+    line: bytes | None = None
+    for after in read_lines(path):
+        if line is not None:
+            yield before, line, after
+            before = line
+        line = after
+    if line is not None:
+        yield before, line, None
