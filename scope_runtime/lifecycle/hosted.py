@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from scope_runtime.errors import UsageError
 from scope_runtime.lifecycle.build import Bench
+from scope_runtime.lifecycle.config import RuntimeConfig, load_config
 from scope_runtime.lifecycle.follow import Follower
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
@@ -63,6 +65,24 @@ class Hosted:
             self.control.close()
         self.lifecycle.close()
         self.follower.close()
+
+    def configured_by(self, config: RuntimeConfig) -> None:
+        """Reads the configuration again at each reload: what a reload can take up is taken up, the rest is told."""
+
+        def read_again() -> str | None:
+            new = load_config(config.file)
+            self.lifecycle.options = replace(
+                self.lifecycle.options,
+                poll_s=new.options.poll_s,
+                debounce_ms=new.options.debounce_ms,
+                keep=new.options.keep,
+            )
+            if self.lifecycle.state is not None:
+                self.lifecycle.state.keep = new.options.keep
+            keys = ", ".join(config.changed_for_restart(new))
+            return f"{config.file}: {keys}: a restart is needed" if keys else None
+
+        self.lifecycle.before_reload = read_again
 
     def handle_signals(self) -> None:
         """SIGHUP reloads, SIGUSR1 switches off, SIGUSR2 on. For the main thread of a process that is ours.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.events import Event, Kind
@@ -64,6 +65,7 @@ class Lifecycle:
         self._seen: Mapping[str, str] = {}
         self._named: tuple[str, ...] = ()
         self.counts = Counts()
+        self.before_reload: Callable[[], str | None] = lambda: None
         self.last: LastReload | None = None
 
     # -- what is
@@ -165,15 +167,15 @@ class Lifecycle:
         """
         with self._building:
             self._check_match(if_match)
-            built = self._build(cause)
             try:
-                outcome = self._accept(built, cause, "swapped")
+                told = self.before_reload()
+                outcome = self._accept(self._build(cause), cause, "swapped")
             except ScopeError as error:
                 self._refuse(error, cause)
                 raise
             self.counts = Counts(self.counts.ok + 1, self.counts.refused)
             self.last = LastReload(time.time(), cause.trigger, None)
-            return outcome
+            return replace(outcome, note=told) if told and not outcome.note else outcome
 
     def follow(self) -> bool:
         """Looks whether the files changed since the last attempt, and if so reloads; True if it did.

@@ -1,0 +1,121 @@
+"""``scope.yaml``: how one process runs a model under policies. Read and checked as a policy is, by its own schema."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
+from scope_runtime.lifecycle.types import Options
+from scope_runtime.policy.schema import schema, schema_findings
+from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, decode, parse
+
+SCHEMA_PATH = Path(__file__).with_name("runtime.schema.json")
+FILE_NAME = "scope.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """A ``scope.yaml``, paths made relative to where it lies. None: not said."""
+
+    file: Path
+    model: Path
+    n_ctx: int
+    n_threads: int | None
+    n_gpu_layers: int
+    policy: Path
+    policy_root: Path | None
+    state: Path | None
+    control: Path | None
+    audit: Path | None
+    options: Options
+    tree: Any
+
+    def changed_for_restart(self, other: RuntimeConfig) -> tuple[str, ...]:
+        """Keys that differ and that a running process cannot take up."""
+        return tuple(
+            key
+            for key, how in changes()
+            if how == "restart" and _at(self.tree, key) != _at(other.tree, key)
+        )
+
+
+def changes() -> tuple[tuple[str, str], ...]:
+    """Every key with what a change of it needs: ``reload`` or ``restart``."""
+    return tuple(_changes(schema(SCHEMA_PATH)["properties"]["spec"], "spec"))
+
+
+def _changes(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    for key, inner in node.get("properties", {}).items():
+        if "x-change" in inner:
+            yield f"{path}.{key}", inner["x-change"]
+        yield from _changes(inner, f"{path}.{key}")
+
+
+def load_config(path: str | os.PathLike[str]) -> RuntimeConfig:
+    """Reads and checks a configuration.
+
+    Raises:
+        PolicyErrors: everything that is wrong with it, in file order.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        unreadable = PolicyError(
+            "the configuration cannot be read",
+            location=Location(str(file)),
+            found=error.strerror or str(error),
+        )
+        raise PolicyErrors((unreadable,)) from None
+    document = parse(decode(data, str(file)), str(file))
+    errors: list[ScopeError] = [error for _, error in document.errors]
+    errors += [f.error for f in schema_findings(document, SCHEMA_PATH)]
+    if errors:
+        raise PolicyErrors(tuple(sorted(errors, key=_place)))
+    return _config(file, document.tree)
+
+
+def _place(error: ScopeError) -> tuple[int, int]:
+    where = error.location
+    return (where.line, where.column) if where else (0, 0)
+
+
+def _config(file: Path, tree: Any) -> RuntimeConfig:
+    spec = tree["spec"]
+    model, policy = spec["model"], spec["policy"]
+
+    def beside(name: str | None) -> Path | None:
+        return None if name is None else file.parent / name
+
+    standard = Options()
+    return RuntimeConfig(
+        file=file,
+        model=file.parent / model["path"],
+        n_ctx=model.get("ctx", 4096),
+        n_threads=model.get("threads"),
+        n_gpu_layers=model.get("gpu_layers", 0),
+        policy=file.parent / policy["path"],
+        policy_root=beside(policy.get("root")),
+        state=beside(policy.get("state")),
+        control=beside(spec.get("control", {}).get("socket")),
+        audit=beside(spec.get("audit", {}).get("path")),
+        options=Options(
+            poll_s=float(policy.get("poll_s", standard.poll_s)),
+            debounce_ms=float(policy.get("debounce_ms", standard.debounce_ms)),
+            compile_nice=policy.get("compile_nice", standard.compile_nice),
+            fail=policy.get("fail", standard.fail),
+            keep=policy.get("keep", standard.keep),
+        ),
+        tree=tree,
+    )
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
