@@ -15,7 +15,7 @@ from scope_runtime.audit import AuditLog, AuditOptions, MemoryLog
 from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
-from scope_runtime.llama.checks import model_digest
+from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.llama.context import ContextOptions
 from scope_runtime.llama.engine import Engine, Generation, Sampling
 from scope_runtime.llama.probe import Proof
@@ -116,7 +116,10 @@ class Runtime:
             use_extra_bufts=use_extra_bufts,
         )
         self._n_gpu_layers = n_gpu_layers
+        follows = watch or state is not None or control is not None
         try:
+            if policy is not None and not follows:
+                self._check_first(Path(model), policy)
             self.model_digest = f"sha256:{model_digest(Path(model))}"
             self._engine = Engine(model, options, self, self.model_digest, progress=progress)
         except BaseException:
@@ -126,12 +129,23 @@ class Runtime:
             self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
             )
-            if watch or state is not None or control is not None:
+            if follows:
                 self._follow(policy, watch, state, control)
             else:
                 self.set_policy(policy)
         except BaseException:
             self.close()
+            raise
+
+    def _check_first(self, model: Path, policy: str | Path) -> None:
+        """Holds the policy against the model's header: a slip in it need not wait for gigabytes of weights."""
+        info = check_model(model)
+        try:
+            loaded = load_policies(policy, root=self._policy_root)
+            ProgramSource(loaded, ModelShape(info.architecture, info.n_layer, info.n_embd))
+        except ScopeError as error:
+            detail = {"policy": str(policy), "model": str(model), **error.fields()}
+            self.record("refused", Kind.POLICY, digests={}, **detail)
             raise
 
     def _follow(
@@ -179,7 +193,8 @@ class Runtime:
 
     def record(self, what: str, kind: Kind, **detail: object) -> None:
         """Puts an event that concerns no request on record."""
-        detail.setdefault("digests", {"model": self.model_digest})
+        if "digests" not in detail:
+            detail["digests"] = {"model": self.model_digest}
         self.write([Event(kind=kind, what=what, time=time.time(), detail=detail)])
 
     def events(self) -> tuple[Event, ...]:
@@ -265,7 +280,7 @@ class Runtime:
 
     @property
     def control_vector_layers(self) -> frozenset[int]:
-        """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all. None without a GPU to offload to."""
+        """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all; none where there is no GPU."""
         if not self._engine.context.llama.api.llama_supports_gpu_offload():
             return frozenset()
         layers = self.shape.n_layer

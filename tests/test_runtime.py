@@ -117,6 +117,22 @@ def test_a_policy_that_does_not_load_at_the_start_is_an_error(tiny: Tiny) -> Non
         Runtime(tiny.model, tiny.policy.with_name("nothing-here.yaml"), n_ctx=256)
 
 
+def test_a_policy_is_held_against_the_header_before_the_weights_are_read(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads_weights(*_: object, **__: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("scope_runtime.runtime.model_digest", reads_weights)
+    monkeypatch.setattr("scope_runtime.runtime.Engine", reads_weights)
+    bad = policy(tiny, "other-model", a=("alpha: 0.5", "alpha: .nan"))
+    log = tmp_path / "log.jsonl"
+    with pytest.raises(ScopeError):
+        Runtime(tiny.model, bad, audit=log)
+    [_, line] = map(json.loads, log.read_text().splitlines())
+    assert (line["kind"], line["what"]) == ("policy", "refused")
+
+
 def test_a_reload_reaches_the_running_answer_at_its_next_token(tiny: Tiny) -> None:
     other = policy(tiny, "other", a=("alpha: 0.5", "alpha: 0.1"))
     with Runtime(tiny.model, tiny.policy, n_ctx=256, n_threads=1) as rt:
@@ -250,10 +266,16 @@ def test_after_a_failed_decode_the_next_answer_starts_afresh(
 
 def test_a_stream_left_open_ends_with_the_runtime(tiny: Tiny) -> None:
     """What went wrong outside is seen, and nothing waits for itself."""
-    with pytest.raises(ZeroDivisionError), Runtime(tiny.model, n_ctx=64, n_threads=1) as rt:
-        pieces = rt.generate(PROMPT, stream=True)
-        next(pieces)
-        raise ZeroDivisionError
+    rt = Runtime(tiny.model, n_ctx=64, n_threads=1)
+
+    def fails_in_the_middle() -> None:
+        with rt:
+            pieces = rt.generate(PROMPT, stream=True)
+            next(pieces)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails_in_the_middle()
     assert rt.events()[-1].detail["finish_reason"] == "cancelled"
 
 
