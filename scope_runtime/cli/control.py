@@ -48,7 +48,13 @@ def status(control: ControlOption = None, as_json: JsonOption = False) -> None:
 
 
 def plan(control: ControlOption = None, as_json: JsonOption = False) -> None:
-    """Print what a reload would change, without doing it."""
+    """Print what a reload would change, without doing it.
+
+    \b
+    Examples:
+      scope plan
+      scope plan --json | jq .planned
+    """
     with _client(control) as client:
         data = client.get("/-/plan")
     if as_json:
@@ -73,6 +79,11 @@ def reload(
 
     A changed file reloads by itself. This one waits for the result, and takes up the files again
     after a rollback.
+
+    \b
+    Examples:
+      scope reload --reason "new thresholds"
+      scope reload --json
     """
     _post("/-/reload", {"reason": reason}, control, as_json, if_match=if_match)
 
@@ -90,6 +101,11 @@ def rollback(
     """Put an earlier revision in force, and keep it until the files change or somebody reloads.
 
     `scope status` lists the revisions that are kept.
+
+    \b
+    Examples:
+      scope rollback --reason "false alarms"
+      scope rollback --to sha256:91582c5a
     """
     _post("/-/rollback", {"reason": reason, "to": to}, control, as_json, if_match=if_match)
 
@@ -97,14 +113,24 @@ def rollback(
 def off(
     reason: ReasonOption = None, control: ControlOption = None, as_json: JsonOption = False
 ) -> None:
-    """Stop all steering by the next token. Stays off, also over a restart, until `scope on`."""
+    """Stop all steering by the next token. Stays off, also over a restart, until `scope on`.
+
+    \b
+    Examples:
+      scope off --reason "incident 42"
+    """
     _post("/-/off", {"reason": reason}, control, as_json)
 
 
 def on(
     reason: ReasonOption = None, control: ControlOption = None, as_json: JsonOption = False
 ) -> None:
-    """Steer again after `scope off`."""
+    """Steer again after `scope off`.
+
+    \b
+    Examples:
+      scope on --reason "incident 42 is over"
+    """
     _post("/-/on", {"reason": reason}, control, as_json)
 
 
