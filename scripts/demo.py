@@ -112,6 +112,8 @@ def main() -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
     OUT.mkdir(exist_ok=True)
+    for old in OUT.glob(f"{AUDIT.stem}.*"):
+        old.unlink()  # the log shown at the end is of this run alone
     model = evaluate.MODELS["shipped"]
     policies = evaluate.POLICIES
     console.rule(f"[bold]Scope Runtime on {model.name}")

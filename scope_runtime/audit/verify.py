@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scope_runtime.audit.canonical import CHAIN
+from scope_runtime.audit.merkle import Tree, leaf_hash
 from scope_runtime.audit.note import Checkpoint, PublicKey
 from scope_runtime.audit.recover import read_checkpoint
-from scope_runtime.audit.segments import Damaged, LogFiles, read_lines
+from scope_runtime.audit.segments import Damaged, LogFiles, parse_line, read_lines
 from scope_runtime.audit.walk import Broken, Walk
 from scope_runtime.errors import AuditError
 
@@ -109,6 +111,7 @@ class _Verification:
         self.report = Report(str(files.path))
         self.walk = Walk()
         self.expired_before = 0
+        self.before_last: tuple[int, tuple[bytes, ...]] = (0, ())
         self.wanted: dict[int, list[Checkpoint]] = {}
 
     def run(self) -> Report:
@@ -180,11 +183,12 @@ class _Verification:
         self, path: Path, number: int, before: bytes | None, line: bytes, after: bytes | None
     ) -> Bad | None:
         first = self.walk.header is None
+        size, hashes = self.walk.tree.size, self.walk.tree.hashes
         try:
             record = self.walk.take(line)
         except Broken as broken:
             index, what = broken.index, broken.what
-            if broken.prev and before is not None and after and self.walk.follows(line, after):
+            if broken.prev and before is not None and self._intact(line, after):
                 # What comes after this record knows it; so it was the one before that was changed.
                 index, what, number = index - 1, "was changed", number - 1
             return Bad(index, str(path), number, what)
@@ -192,8 +196,25 @@ class _Verification:
             bad = self._begins(path, number)
             if bad is not None:
                 return bad
+        self.before_last = (size, hashes)
         self._remember(record)
         return self._meets(path, number)
+
+    def _intact(self, line: bytes, after: bytes | None) -> bool:
+        """Whether a record that does not follow the one before it is as it was written all the same.
+
+        What comes after it knows it; and after the last one, a checkpoint: with the hash that it names in the place
+        of the one before it, the root is right.
+        """
+        if after is not None:
+            return self.walk.follows(line, after)
+        tree = Tree(*self.before_last)
+        try:
+            tree.append(bytes.fromhex((parse_line(line) or {})[CHAIN]["prev"]))
+            tree.append(leaf_hash(line[:-1]))
+        except (KeyError, TypeError, ValueError):
+            return False
+        return any(each.root == tree.root() for each in self.wanted.get(tree.size, ()))
 
     def _begins(self, path: Path, number: int) -> Bad | None:
         """A segment's first record: its tree head is right, and signed."""
