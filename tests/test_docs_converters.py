@@ -52,6 +52,7 @@ def test_every_command_of_the_page_does_what_it_says(folder: Path) -> None:
         "qwen-scope": GateKind.RELU,
         "saelens": GateKind.RELU,
         "gemma-scope": GateKind.THRESHOLD,
+        "gemma-scope-2": GateKind.THRESHOLD,
         "sparsify": GateKind.RELU,
         "llama-scope": GateKind.THRESHOLD,
         "dictionary-learning": GateKind.RELU,

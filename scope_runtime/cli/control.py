@@ -105,7 +105,7 @@ def rollback(
     \b
     Examples:
       scope rollback --reason "false alarms"
-      scope rollback --to sha256:91582c5a
+      scope rollback --to $(scope status --json | jq -r .kept[2].revision)
     """
     _post("/-/rollback", {"reason": reason, "to": to}, control, as_json, if_match=if_match)
 

@@ -59,6 +59,12 @@ def publish(folder: Path, width: int, n_layer: int) -> None:
     threshold = np.full(D_SAE, 0.5, np.float32)
     np.savez(place / "params.npz", **sae(), threshold=threshold)
 
+    place = _folder(folder / "gemma-scope-2" / "resid_post" / "layer_2_width_128_l0_small")
+    weights = {key.replace("W_", "w_"): value for key, value in sae().items()}
+    save_file({**weights, "threshold": threshold}, place / "params.safetensors")
+    said = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt", "width": D_SAE}
+    _json(place / "config.json", {**said, "hf_hook_point_in": "model.layers.2.output", "l0": 8})
+
     place = _folder(folder / "sparsify" / "layers.2")
     arrays = sae()
     weights = {
