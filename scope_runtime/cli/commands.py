@@ -35,6 +35,7 @@ COMMANDS = {
     "off": Entry("control", "off", "Stop all steering there by the next token."),
     "on": Entry("control", "on", "Steer again there."),
     "bundle": Entry("bundle", "app", "Pack policies into one signed file, and fetch it."),
+    "audit": Entry("audit", "app", "Look into audit logs; verify that nothing was changed."),
     "convert": Entry("convert", "app", "Turn SAE files into feature packs."),
     "doctor": Entry("doctor", "doctor", "Say what works here, and prove the layer numbering."),
 }

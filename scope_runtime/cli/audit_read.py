@@ -1,0 +1,258 @@
+"""``scope audit show``, ``tail``, ``query`` and ``export``: what a log says."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scope_runtime.audit.read import Query, Record, Tail, read, write_csv, write_parquet
+from scope_runtime.audit.segments import find_logs
+from scope_runtime.errors import AuditError, UsageError
+from scope_runtime.files import written_whole
+from scope_runtime.types import StrEnum
+
+_POLL_S = 0.2
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+LogArgument = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="The log, or where it lies.")]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since", metavar="TIME", help="From then on: 2026-11-21T10:00Z, or 30m, 24h, 7d ago."
+    ),
+]
+UntilOption = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", help="Before then, likewise.")
+]
+RequestOption = Annotated[
+    str | None, typer.Option("--request", metavar="ID", help="Of this request.")
+]
+RuleOption = Annotated[str | None, typer.Option("--rule", metavar="NAME", help="Of this rule.")]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option("--policy", metavar="NAME", help="Of this policy, by name or revision."),
+]
+KindOption = Annotated[
+    str | None,
+    typer.Option("--kind", metavar="KIND", help="request, alert, policy or runtime."),
+]
+
+
+class Format(StrEnum):
+    """What ``export`` writes."""
+
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def show(
+    log: LogArgument,
+    index: Annotated[
+        int | None,
+        typer.Argument(min=0, help="One record, by its index; else all that are asked for."),
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    request: RequestOption = None,
+    rule: RuleOption = None,
+    policy: PolicyOption = None,
+    kind: KindOption = None,
+) -> None:
+    """Print records for people: one line each, or one record whole.
+
+    \b
+    Examples:
+      scope audit show audit.jsonl --since 24h --kind alert
+      scope audit show audit.jsonl 17
+    """
+    found = _read(log, make_query(since, until, request, rule, policy, kind))
+    if index is None:
+        for record in found:
+            typer.echo(line_of(record))
+        return
+    for record in found:
+        if _index(record) == index:
+            typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
+            return
+    raise UsageError(f"there is no record {index}", found=str(log))
+
+
+def tail(
+    log: LogArgument,
+    n: Annotated[int, typer.Option("-n", min=0, help="This many of the last records.")] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")
+    ] = False,
+) -> None:
+    """Print the last records, one line each.
+
+    \b
+    Examples:
+      scope audit tail audit.jsonl
+      scope audit tail audit.jsonl --follow
+    """
+    [files] = find_logs([log])
+    follower = Tail(files) if follow else None
+    for record in deque(read(files), maxlen=n):
+        typer.echo(line_of(record))
+    while follower is not None:
+        for record in follower.new():
+            typer.echo(line_of(record))
+        sys.stdout.flush()
+        time.sleep(_POLL_S)
+
+
+def query(
+    log: LogArgument,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    request: RequestOption = None,
+    rule: RuleOption = None,
+    policy: PolicyOption = None,
+    kind: KindOption = None,
+) -> None:
+    """Print records for programs: one JSON object a line.
+
+    \b
+    Examples:
+      scope audit query audit.jsonl --rule stay-in-english | jq .dose.max
+      scope audit query /var/log/scope --request 7c1f… --since 7d
+    """
+    for record in _read(log, make_query(since, until, request, rule, policy, kind)):
+        typer.echo(_json(record))
+
+
+def export(
+    log: LogArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Default: by the file's ending.")
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    request: RequestOption = None,
+    rule: RuleOption = None,
+    policy: PolicyOption = None,
+    kind: KindOption = None,
+) -> None:
+    """Write records to a file: JSON lines, or a table as CSV or Parquet.
+
+    A table has columns for what most records have, and the whole record as JSON in its last one.
+
+    \b
+    Examples:
+      scope audit export audit.jsonl --out last-week.csv --since 7d
+      scope audit export audit.jsonl --out audit.parquet
+    """
+    form = form or _format_of(out)
+    found = _read(log, make_query(since, until, request, rule, policy, kind))
+    with written_whole(out, AuditError) as temporary:
+        if form is Format.PARQUET:
+            n = write_parquet(found, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                if form is Format.CSV:
+                    n = write_csv(found, file)
+                else:
+                    n = sum(file.write(_json(record) + "\n") > 0 for record in found)
+    typer.echo(f"{out}: {n} records")
+
+
+def _format_of(out: Path) -> Format:
+    form = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}.get(out.suffix)
+    if form is None:
+        raise UsageError(
+            "the file's ending does not say what to write",
+            found=out.name,
+            expected=".jsonl, .csv or .parquet",
+            hint="Or give --format",
+        )
+    return Format(form)
+
+
+def make_query(
+    since: str | None,
+    until: str | None,
+    request: str | None,
+    rule: str | None,
+    policy: str | None,
+    kind: str | None,
+) -> Query:
+    """The options as a query. Raises: UsageError."""
+    if kind is not None and kind not in ("request", "alert", "policy", "runtime"):
+        raise UsageError("unknown kind", found=kind, expected="request, alert, policy or runtime")
+    now = time.time()
+    return Query(
+        since=parse_time(since, now) if since else None,
+        until=parse_time(until, now) if until else None,
+        request=request,
+        rule=rule,
+        policy=policy,
+        kind=kind,
+    )
+
+
+def parse_time(text: str, now: float) -> float:
+    """``2026-11-21``, ``2026-11-21T10:00Z`` or ``24h`` before ``now``, as seconds since the epoch.
+
+    A time without a zone is UTC, like the times that are printed.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
+    if match:
+        return now - timedelta(**{_UNITS[match[2]]: float(match[1])}).total_seconds()
+    try:
+        # Python 3.10 reads no Z.
+        when = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+    except ValueError:
+        raise UsageError(
+            "this is no time", found=text, expected="2026-11-21T10:00Z, or 30m, 24h, 7d"
+        ) from None
+    return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _read(log: Path, wanted: Query) -> Iterator[Record]:
+    for files in find_logs([log]):
+        yield from read(files, wanted)
+
+
+def _index(record: Record) -> object:
+    chain = record.get("chain")
+    return chain.get("index") if isinstance(chain, dict) else None
+
+
+def _json(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def line_of(record: Record) -> str:
+    """A record in one line: index, time (UTC), kind, what, and what most ask for."""
+    when = record.get("time")
+    shown = "-"
+    if isinstance(when, (int, float)):
+        at = datetime.fromtimestamp(when, timezone.utc).replace(tzinfo=None)
+        shown = at.isoformat(sep=" ", timespec="milliseconds")
+    words = [f"{_index(record)!s:>6}", shown, f"{record.get('kind')}/{record.get('what')}"]
+    for key in ("request_id", "policy", "name", "rule", "mode", "n_tokens", "n_fired"):
+        if record.get(key) is not None:
+            words.append(f"{key}={record[key]}")
+    dose = record.get("dose")
+    if isinstance(dose, dict) and dose.get("max") is not None:
+        words.append(f"dose={dose['max']:.3g}")
+    for key in ("finish_reason", "revision", "message", "n_bytes", "n_events", "segment"):
+        if record.get(key) is not None:
+            words.append(f"{key}={record[key]}")
+    # What a record says may come from a request: no control characters reach the terminal.
+    return "".join(c if c.isprintable() else "\ufffd" for c in "  ".join(words))
