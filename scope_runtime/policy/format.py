@@ -123,6 +123,8 @@ def _as_it_stood(before: str, after: str) -> str:
     """Scalars of one line keep their own spelling: escapes, and text that is longer than a line."""
     old = [t for t in yaml.scan(before, Loader=yaml.SafeLoader) if isinstance(t, yaml.ScalarToken)]
     new = [t for t in yaml.scan(after, Loader=yaml.SafeLoader) if isinstance(t, yaml.ScalarToken)]
+    if len(old) != len(new):  # a value that was left out was written out
+        return after
     out: list[str] = []
     done = 0
     for one, other in zip(old, new, strict=True):

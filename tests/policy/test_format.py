@@ -108,6 +108,14 @@ def test_values_of_one_line_keep_their_spelling() -> None:
     assert formatted(text, "p") == text
 
 
+def test_a_value_that_is_left_out_is_left_alone() -> None:
+    text = "a: {b:   1, c}\nd:   [{e, f:   2}]\n"
+    laid_out = formatted(text, "p")
+    assert yaml.safe_load(laid_out) == yaml.safe_load(text)
+    assert "b: 1" in laid_out
+    assert formatted(laid_out, "p") == laid_out
+
+
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: .inf\n", "a: [1\n", "", "a: &x 1\n"])
 def test_what_is_not_read_is_not_laid_out(text: str) -> None:
     with pytest.raises(PolicyErrors):
