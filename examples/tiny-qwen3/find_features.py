@@ -228,7 +228,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--saes", type=Path, required=True, help="folder of the SAE set")
-    parser.add_argument("--out", type=Path, required=True, help="folder for features.json, controls")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for features.json, controls"
+    )
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--texts", type=int, default=150, help="search texts per kind")
     parser.add_argument("--greedy-texts", type=int, default=60)
