@@ -84,7 +84,7 @@ class Reloads:
         while (found := self._runtime.hosted.lifecycle.revision) == before:
             if time.perf_counter() > deadline:
                 raise RuntimeError("a reload did not take effect")
-            time.sleep(0.0005)
+            time.sleep(0.01)  # only to learn the revision: looking more often would slow the tokens
         self.previous, self.wanted = before, found
         self.known.add(found)
 
@@ -143,10 +143,11 @@ def block(
         revisions = by_token(answer, len(times))
         computed += zip(times, revisions, strict=True)
         found.n_tokens += len(times)
-        found.n_wrong += sum(revision not in known for revision in revisions)
         found.n_failed += answer.finish_reason not in ("stop", "length")
     answer, times = one_answer(runtime)
     computed += zip(times, by_token(answer, len(times)), strict=True)
+    # Only now: the last reload may have been noticed after the token that it reached.
+    found.n_wrong += sum(revision not in known for _, revision in computed)
     for renamed, revision in made:
         first = next((at for at, under in computed if under == revision and at > renamed), None)
         # One that a later reload overtook between two tokens has no token of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timezone
@@ -10,6 +11,7 @@ from datetime import date, datetime, timezone
 from scope_runtime.compile import compile_policy
 from scope_runtime.errors import PolicyErrors, ScopeError
 from scope_runtime.merge import check_rules, check_set, inner, merged, unmerged
+from scope_runtime.pickled import dumps
 from scope_runtime.plan import plan
 from scope_runtime.policy.files import named_files
 from scope_runtime.policy.model import Apply, Mode, Policy, Rollout
@@ -118,15 +120,26 @@ class ProgramSource:
         self._programs: dict[tuple[tuple[str, ...], frozenset[str]], Program] = {}
         self.revisions: dict[str, str] = {}
         self.revision = "none"
-        self._artefacts = Artefacts()
+        self._opened: Artefacts | bytes = Artefacts()
         if self.policies:
             check_set(self.policies)
-            self._artefacts = load_artefacts(merged(self.policies))
+            self._opened = load_artefacts(merged(self.policies))
             self._check_members()
         self.program = self._program(
             tuple(policy.name for policy in self.policies),
             frozenset(_inner(p, r.name, self.policies) for p in self.policies for r in p.rules),
         )
+
+    @property
+    def _artefacts(self) -> Artefacts:
+        if isinstance(self._opened, bytes):
+            opened: Artefacts = pickle.loads(self._opened)
+            self._opened = opened
+        return self._opened
+
+    def __getstate__(self) -> dict[str, object]:
+        """The packs as one piece: who takes a source over from another process seldom needs them, and never at once."""
+        return {**self.__dict__, "_opened": dumps(self._artefacts)}
 
     @property
     def apply(self) -> Apply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from datetime import date
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from scope_runtime.compile import check_against_packs
 from scope_runtime.errors import PolicyErrors
+from scope_runtime.lifecycle import worker
 from scope_runtime.policy import load_policies, load_policy, policy_revision, set_revision
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
@@ -250,3 +252,12 @@ def test_explain_shows_what_a_request_with_these_labels_gets(folder: Path, scope
         "b: quiet",
         "c: push",
     }
+
+
+def test_a_source_from_another_process_still_compiles_what_requests_get(folder: Path) -> None:
+    write(folder, "a", MUTE_ACME)
+    write(folder, "b", STYLE)
+    made = ProgramSource(load_policies(folder), shape_of(folder))
+    taken = pickle.loads(worker.pack(made)[worker.LENGTH.size :])
+    for labels in ({}, {"tenant": "acme"}):
+        assert taken.for_request(labels, "r").digest == made.for_request(labels, "r").digest

@@ -44,7 +44,7 @@ class Options:
     """
 
     poll_s: float = 2.0
-    debounce_ms: float = 20.0
+    debounce_ms: float = 10.0
     compile_nice: int = 10
     fail: str = "closed"
     events: bool = True

@@ -7,40 +7,24 @@ ends are the same program of the same user; nothing else can write to these pipe
 
 from __future__ import annotations
 
-import copyreg
-import io
 import os
 import pickle
 import struct
 import sys
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from scope_runtime.lifecycle.build import Bench, Built, build
 from scope_runtime.lifecycle.source import Source
+from scope_runtime.pickled import dumps
 from scope_runtime.policy.revision import FileDigests
 
 LENGTH = struct.Struct("<Q")
 
 
-def _read_only(items: dict[Any, Any]) -> MappingProxyType[Any, Any]:
-    return MappingProxyType(items)
-
-
-class _Pickler(pickle.Pickler):
-    dispatch_table = copyreg.dispatch_table | {
-        MappingProxyType: lambda proxy: (_read_only, (dict(proxy),))
-    }
-
-
 def pack(value: object) -> bytes:
     """A message: length, then the pickled value."""
-    body = io.BytesIO()
-    body.write(bytes(LENGTH.size))
-    _Pickler(body, pickle.HIGHEST_PROTOCOL).dump(value)
-    body.seek(0)
-    body.write(LENGTH.pack(len(body.getbuffer()) - LENGTH.size))
-    return body.getvalue()
+    body = dumps(value)
+    return LENGTH.pack(len(body)) + body
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def test_paths_are_relative_to_the_file_and_the_rest_has_its_defaults(site: Site
     assert config.policy == site.folder
     assert config.control == site.folder.parent / "control.sock"
     assert (config.n_ctx, config.n_gpu_layers, config.audit) == (512, 0, None)
-    assert (config.options.poll_s, config.options.debounce_ms, config.options.keep) == (600, 20, 10)
+    assert (config.options.poll_s, config.options.debounce_ms, config.options.keep) == (600, 10, 10)
 
 
 WRONG = {
