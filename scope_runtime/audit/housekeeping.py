@@ -72,11 +72,12 @@ class Housekeeper:
             self._thread.start()
 
     def _run(self) -> None:
-        for path in self._files.closed().values():
-            if path.suffix != ".gz":
-                # It stays as it is, whole and plain, and is tried again at the next rotation.
-                with suppress(OSError, ScopeError):
-                    compress(path)
+        # What fails stays as it is, whole and plain, and is tried again at the next rotation.
+        with suppress(OSError):
+            for path in self._files.closed().values():
+                if path.suffix != ".gz":
+                    with suppress(OSError, ScopeError):
+                        compress(path)
 
     def close(self) -> None:
         """Waits for what is under way."""

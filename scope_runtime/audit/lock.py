@@ -47,7 +47,8 @@ class LogLock:
 
     def release(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            with suppress(OSError):  # the descriptor is gone in any case, and with it the lock
+                os.close(self._fd)
             self._fd = -1
 
 

@@ -12,7 +12,8 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,7 +107,7 @@ def _active(path: Path) -> Path:
     return path.with_name(closed[0]) if closed else path
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Generator[bytes, None, None]:
     """Lines with their newline; the last may be without one.
 
     Raises:
@@ -193,10 +194,10 @@ def read_header(path: Path) -> Header | None:
     Raises:
         AuditError: as of ``read_lines``.
     """
-    for line in read_lines(path):
-        record = parse_line(line) if line.endswith(b"\n") else None
-        return Header.of(record) if record is not None else None
-    return None
+    with closing(read_lines(path)) as lines:
+        line = next(lines, b"")
+    record = parse_line(line) if line.endswith(b"\n") else None
+    return Header.of(record) if record is not None else None
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:

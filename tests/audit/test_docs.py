@@ -1,0 +1,45 @@
+"""docs/audit.md: every command on the page is run, in its order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scope_runtime.audit import AuditLog, AuditOptions
+from scope_runtime.cli.main import main
+from tests.support.audit_logs import request
+
+
+def test_every_command_of_the_page_runs(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (root / "docs" / "audit.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ scope (.*)$", page, re.MULTILINE)
+    assert len(lines) >= 12
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert main(shlex.split(line)) == 0, line + capsys.readouterr().err
+        if "keygen" in line:
+            log = AuditLog(AuditOptions("audit.jsonl", key="audit.key"))
+            for n in range(4):
+                log.write(request(n, rule="stay-in-english"))
+            log.close()
+            shutil.copy("audit.checkpoint", "kept.checkpoint")
+    out = capsys.readouterr().out
+    assert (
+        "audit.jsonl: sound, 9 records in 1 segments, 9 of 9 signed by example.com/llm/audit" in out
+    )
+    assert "record 2 is in example.com/llm/audit" in out
+
+
+def test_the_page_names_every_option(root: Path) -> None:
+    page = (root / "docs" / "audit.md").read_text(encoding="utf-8")
+    for name in AuditOptions.__dataclass_fields__:
+        assert f"`{name}`" in page or name in ("path", "queue_records"), name
