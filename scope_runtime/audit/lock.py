@@ -28,7 +28,7 @@ class LogLock:
             raise AuditError(f"the audit log {log} cannot be opened", found=str(error)) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = _holder(self._fd)
             os.close(self._fd)
             raise AuditError(
@@ -36,6 +36,9 @@ class LogLock:
                 found=holder,
                 hint="Two writers cannot share one chain: give each a log of its own",
             ) from error
+        except OSError as error:
+            os.close(self._fd)
+            raise AuditError(f"the audit log {log} cannot be locked", found=str(error)) from error
         since = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
         program = Path(sys.argv[0]).name if sys.argv else "python"
         text = json.dumps(

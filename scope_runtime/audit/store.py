@@ -226,7 +226,11 @@ class Store:
         """What is older than it is to be kept goes, but only after that is on record."""
         if self._old is None:
             now, keep_s = self._clock(), self._options.retention_s
-            self._old = expired(self.files, self._header, now, keep_s)
+            try:
+                self._old = expired(self.files, self._header, now, keep_s)
+            except AuditError as error:
+                # A closed segment that cannot be read is no reason to stop; verify will name what is wrong with it.
+                self.note("expiry-failed", found=str(error))
             if self._old:
                 self.note("expired", segments=list(self._old.numbers), before=self._old.before)
 

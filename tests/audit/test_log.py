@@ -398,3 +398,41 @@ def test_places_and_keys_that_will_not_do(tmp_path: Path) -> None:
         AuditLog(AuditOptions(tmp_path / "log.jsonl", key=tmp_path / "none"))
     with pytest.raises(UsageError, match="rotate_bytes must be positive; found 0"):
         AuditOptions(tmp_path / "log.jsonl", rotate_bytes=0)
+
+
+def test_a_closed_segment_that_cannot_be_read_stops_nobody(tmp_path: Path) -> None:
+    files = make_log(tmp_path, 12, rotate_bytes=1500, compress=True)
+    packed = files.segments()[1]
+    packed.write_bytes(packed.read_bytes()[:5])
+    log = AuditLog(AuditOptions(files.path, key=key_file(tmp_path)))
+    log.write([event(1)])
+    log.close()
+    last = [record["what"] for record in map(json.loads, files.path.read_text().splitlines())]
+    assert last[-2:] == ["expiry-failed", "n1"]
+    bad = verify(files, keys=[KEY.public]).bad
+    assert bad is not None
+    assert bad.file == str(packed)
+
+
+def test_a_checkpoint_that_cannot_be_written_goes_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records are safe all the same, and the next checkpoint covers them."""
+    now = [0.0]
+    log = AuditLog(AuditOptions(tmp_path / "log.jsonl", checkpoint_s=60), clock=lambda: now[0])
+    log.write([event(0)])
+    with monkeypatch.context() as patched:
+
+        def broken(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patched.setattr(Path, "replace", broken)
+        now[0] = 61
+        log.write([event(1)])
+        log.write([event(2)])
+    now[0] = 130
+    log.write([event(3)])
+    log.close()
+    assert whats(log.path) == ["segment", "n0", "n1", "checkpoint-failed", "n2", "n3"]
+    report = verify(LogFiles(log.path))
+    assert (report.bad, report.covered) == (None, 6)
