@@ -133,5 +133,6 @@ class PolicyErrors(PolicyError):
         return "\n".join(str(error) for error in self.errors)
 
     def fields(self) -> dict[str, object]:
-        """As of one error, with all of them under ``errors``."""
-        return {**super().fields(), "errors": [error.fields() for error in self.errors]}
+        """As of one error, the first if it is the only one, with all of them under ``errors``."""
+        alone = self.errors[0].fields() if len(self.errors) == 1 else super().fields()
+        return {**alone, "errors": [error.fields() for error in self.errors]}

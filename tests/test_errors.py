@@ -28,3 +28,11 @@ def test_an_error_survives_the_way_between_processes(error: ScopeError) -> None:
 
 def test_the_sentence_has_place_key_found_expected_and_hint() -> None:
     assert str(ONE) == "p.yaml:3:7: unknown key (at spec.x); found x; expected y. Try y"
+
+
+def test_several_errors_as_data() -> None:
+    one, other = PolicyError("wrong", location=Location("p.yaml", 3, 5)), PolicyError("odd")
+    alone, both = PolicyErrors((one,)).fields(), PolicyErrors((one, other)).fields()
+    assert (alone["message"], alone["line"]) == ("wrong", 3)
+    assert (both["message"], both["line"]) == ("2 errors", 3)
+    assert both["errors"] == [one.fields(), other.fields()]
