@@ -6,15 +6,17 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scope_runtime.compile import check_against_packs, compile_policy
+from scope_runtime.errors import CompileError
 from scope_runtime.policy import load_policy
 from scope_runtime.policy.lint import lint
 from scope_runtime.policy.model import Policy
 from scope_runtime.program import Program
 from scope_runtime.types import ModelShape
-from tests.support.random_pack import make_random_pack
+from tests.support.random_pack import make_random_pack, write_control_vector
 
 Write = Callable[[str], Policy]
 SHAPE = ModelShape("qwen3", 4, 16)
@@ -87,3 +89,15 @@ def test_without_its_alert_a_rule_is_left_out(write: Write, kept: set[str]) -> N
 def test_what_depends_on_where_the_prompt_ends(write: Write, rules: str, depends: bool) -> None:
     """Alerts too: a state that a reused prefix brings along must be the one that it would reach afresh."""
     assert check_against_packs(write(rules)).phase_dependent is depends
+
+
+def test_a_direction_of_no_length_is_refused(tmp_path: Path) -> None:
+    """Under every unit: it would be on record as steering, and steer nothing."""
+    write_control_vector(tmp_path / "v.gguf", {1: np.zeros(16, np.float32)})
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "apiVersion: scope/v1\nkind: SteeringPolicy\nmetadata: {name: p}\nspec:\n"
+        "  features: {f: {vector: v.gguf}}\n  rules: [{name: a, amplify: f, alpha: 1}]\n"
+    )
+    with pytest.raises(CompileError, match="has no length, so amplify adds nothing"):
+        compile_policy(load_policy(file), SHAPE)
