@@ -72,6 +72,7 @@ class Runtime:
         control: Unix socket at which ``scope status``, ``reload``, ``off``, ``on`` and ``rollback`` find this process.
         audit: audit log to append events to (docs/audit.md): its file, or AuditOptions; None keeps them in memory
             only (``events()``).
+        sinks: where else events go, in this order, after memory and log; closed with the runtime.
         n_ctx: tokens of context.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
             control vector, which is free there but is not measured.
@@ -93,6 +94,7 @@ class Runtime:
         state: str | Path | None = None,
         control: str | Path | None = None,
         audit: str | Path | AuditOptions | None = None,
+        sinks: Sequence[Sink] = (),
         n_ctx: int = 4096,
         n_batch: int = 512,
         n_ubatch: int = 512,
@@ -107,6 +109,7 @@ class Runtime:
         self._sinks: list[Sink] = [self._memory]
         if audit is not None:
             self._sinks.append(AuditLog(audit))
+        self._sinks += sinks
         options = ContextOptions(
             n_ctx=n_ctx,
             n_batch=n_batch,

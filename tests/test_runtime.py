@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from scope_runtime import Runtime, ScopeError
 from scope_runtime.errors import HookError, UsageError
+from scope_runtime.events import Event
 from scope_runtime.llama import library
 from scope_runtime.llama.engine import Generation
 from tests.conftest import Tiny
@@ -309,3 +311,26 @@ def test_options_that_mean_nothing_are_refused(
 def test_prompts_that_are_none_are_refused(runtime: Runtime, prompt: object) -> None:
     with pytest.raises(UsageError):
         runtime.generate(prompt)
+
+
+class Noted:
+    """A sink that only remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.closed = 0
+
+    def write(self, events: Sequence[Event]) -> None:
+        self.events += events
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_sink_gets_every_event_and_is_closed_with_the_runtime(tiny: Tiny) -> None:
+    noted = Noted()
+    with Runtime(tiny.model, tiny.policy, sinks=[noted], n_ctx=128, n_threads=1) as rt:
+        rt.generate(PROMPT, max_tokens=2, temperature=0.0)
+        assert noted.events == list(rt.events())
+        assert noted.closed == 0
+    assert noted.closed == 1

@@ -37,21 +37,9 @@ def host(
         for key, how in changes():
             print(f"{how:8} {key}")
         return
-    from scope_runtime.runtime import Runtime
+    from scope_runtime.configured import configured
 
-    with Runtime(
-        read.model,
-        read.policy,
-        policy_root=read.policy_root,
-        watch=read.options,
-        state=read.state,
-        control=read.control,
-        audit=read.audit,
-        n_ctx=read.n_ctx,
-        n_threads=read.n_threads,
-        n_gpu_layers=read.n_gpu_layers,
-    ) as runtime:
-        runtime.hosted.configured_by(read)
+    with configured(read) as runtime:
         runtime.hosted.handle_signals()
         print(f"ready: {runtime.hosted.lifecycle.revision}", file=sys.stderr, flush=True)
         for line in sys.stdin:
