@@ -120,7 +120,7 @@ def _changes(a: _Keyed, b: _Keyed) -> Iterator[Change]:
 
 
 def _settings(source: ProgramSource) -> _Keyed:
-    names = ("mode", "apply", "selector", "dose_limit", "exceptions", "model")
+    names = ("mode", "apply", "selector", "dose_limit", "exceptions", "model", "contents")
     return {
         (None, policy.name): _flat({name: getattr(policy, name) for name in names})
         for policy in source.policies

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from scope_runtime.native.hook import RawEvent, Span
+from scope_runtime.policy.model import Keep
 from scope_runtime.program import Program
 from scope_runtime.types import StrEnum
 
@@ -47,12 +48,29 @@ class RevisionSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """A prompt or an output that a policy wants on record. No part of a record: what a sink may do with it, it says.
+
+    Attributes:
+        name: ``prompt`` or ``output``.
+        tokens: its token ids; ``text`` is what they say, control tokens written out in a prompt.
+        keep: ``keep`` or ``commit``.
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+    text: str
+    keep: Keep
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One record. ``what`` says which of its kind: ``summary``, ``rule``, ``firing``, ``loaded``, ``start`` …
 
     Attributes:
         time: seconds since the epoch.
         detail: keys that only some kinds have: counts, activations, doses, errors.
+        contents: for the audit log alone; ``record`` is without them.
     """
 
     kind: Kind
@@ -68,6 +86,7 @@ class Event:
     features: tuple[str, ...] = ()
     mode: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    contents: tuple[Content, ...] = field(default=(), repr=False)
 
     def record(self) -> dict[str, Any]:
         """The event as JSON-ready data, absent keys left out."""

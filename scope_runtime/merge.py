@@ -14,9 +14,11 @@ from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErro
 from scope_runtime.plan import PlannedRule
 from scope_runtime.policy.model import (
     Apply,
+    Contents,
     DoseLimit,
     Feature,
     GroupFeature,
+    Keep,
     Mode,
     OnExcess,
     Op,
@@ -64,6 +66,19 @@ def merged(policies: Sequence[Policy]) -> Policy:
         rules=tuple(_prefixed_rule(policy, rule) for policy in members for rule in policy.rules),
         exceptions=(),
         canonical="",
+        contents=contents_of(members),
+    )
+
+
+def contents_of(members: Sequence[Policy]) -> Contents:
+    """What is kept of a request's prompt and output: of what its policies say, the most private counts."""
+
+    def most_private(said: Sequence[Keep | None]) -> Keep | None:
+        return next((keep for keep in Keep if keep in said), None)
+
+    return Contents(
+        most_private([policy.contents.prompts for policy in members]),
+        most_private([policy.contents.outputs for policy in members]),
     )
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 
 from scope_runtime.compile import compile_policy
 from scope_runtime.errors import PolicyErrors, ScopeError
-from scope_runtime.merge import check_rules, check_set, inner, merged, unmerged
+from scope_runtime.merge import check_rules, check_set, contents_of, inner, merged, unmerged
 from scope_runtime.pickled import dumps
 from scope_runtime.plan import plan
 from scope_runtime.policy.files import named_files
-from scope_runtime.policy.model import Apply, Mode, Policy, Rollout
+from scope_runtime.policy.model import Apply, Contents, Mode, Policy, Rollout
 from scope_runtime.policy.revision import revision_of, set_revision
 from scope_runtime.program import Program, empty_program
 from scope_runtime.resolve import Artefacts, check_fit, load_artefacts
@@ -81,6 +81,27 @@ def active_rules(
     """Names of the rules that a request gets."""
     absent = left_out(policy, labels, request_id, today)
     return frozenset(rule.name for rule in policy.rules if rule.name not in absent)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a request gets of the policies, beside its program. Rules are named ``policy/rule``.
+
+    Attributes:
+        left_out: rules that it does not get, and why.
+        rollout: ``in`` or ``out`` for each rule with a rollout: which arm the draw put it in, whatever else left the
+            rule out.
+        contents: what is kept of its prompt and output.
+    """
+
+    left_out: Mapping[str, str]
+    rollout: Mapping[str, str]
+    contents: Contents
+
+    @property
+    def exempted(self) -> tuple[str, ...]:
+        """Rules that an exception takes from it."""
+        return tuple(sorted(rule for rule, why in self.left_out.items() if why == "exception"))
 
 
 class ProgramSource:
@@ -215,14 +236,25 @@ class ProgramSource:
         )
         return self._program(tuple(policy.name for policy in members), rules)
 
-    def left_out(self, labels: Mapping[str, str], request_id: str) -> dict[str, str]:
-        """Rules that the request does not get, as ``policy/rule``, and why; see ``left_out``."""
+    def share(self, labels: Mapping[str, str], request_id: str) -> Share:
+        """What the request gets beside ``for_request``'s program."""
         today = self._today()
-        return {
-            f"{policy.name}/{rule}": why
-            for policy in self.policies
-            for rule, why in left_out(policy, labels, request_id, today).items()
-        }
+        members = [p for p in self.policies if p.selector is None or matches(p.selector, labels)]
+        return Share(
+            left_out={
+                inner(policy, rule): why
+                for policy in self.policies
+                for rule, why in left_out(policy, labels, request_id, today).items()
+            },
+            rollout={
+                inner(policy, rule.name): "in" if drawn else "out"
+                for policy in members
+                for rule in policy.rules
+                if rule.rollout is not None
+                for drawn in [reached(rule.rollout, policy.name, rule.name, labels, request_id)]
+            },
+            contents=contents_of([p for p in members if p.mode is not Mode.OFF]),
+        )
 
     def exempted(self, labels: Mapping[str, str]) -> tuple[str, ...]:
         """Rules that an exception takes from a request with these labels, as ``policy/rule``."""

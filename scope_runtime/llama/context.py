@@ -347,12 +347,12 @@ class Context:
                 return list(out[:n])
             room = -n
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token, control tokens as nothing."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token; control tokens as nothing, or with ``special`` written out."""
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            n = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n

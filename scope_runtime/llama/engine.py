@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import secrets
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.errors import ScopeError, UsageError
-from scope_runtime.events import Event, EventReader, Kind, RequestContext, RevisionSpan, Sink
+from scope_runtime.events import (
+    Content,
+    Event,
+    EventReader,
+    Kind,
+    RequestContext,
+    RevisionSpan,
+    Sink,
+)
 from scope_runtime.llama.capture import residuals
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
@@ -23,8 +32,9 @@ from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.turn import Turn
 from scope_runtime.native.hook import LoadedProgram
+from scope_runtime.policy.model import Keep, Mode
 from scope_runtime.program import Program
-from scope_runtime.select import ProgramSource
+from scope_runtime.select import ProgramSource, Share
 from scope_runtime.types import MAX_SEED
 
 SEQUENCE = 0
@@ -58,6 +68,12 @@ class Sampling:
                     f"{name} is out of range", found=str(value), expected=f"{low} to {high}"
                 )
 
+    def settled(self) -> Sampling:
+        """With a seed that can be put on record, where one is drawn with."""
+        if self.seed is not None or self.temperature <= 0:
+            return self
+        return replace(self, seed=secrets.randbelow(MAX_SEED + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -87,8 +103,7 @@ class _Running:
     number: int
     request: RequestContext
     n_prompt: int
-    exempted: tuple[str, ...]
-    left_out: Mapping[str, str]
+    share: Share
     events: list[Event] = field(default_factory=list)
 
 
@@ -265,8 +280,7 @@ class Engine:
                 number,
                 identity,
                 n_prompt,
-                self.source.exempted(identity.labels),
-                self.source.left_out(identity.labels, identity.request_id),
+                self.source.share(*identity),
             )
         try:
             yield self._running
@@ -281,6 +295,7 @@ class Engine:
         cancelled: Callable[[], bool],
     ) -> Iterator[str | Generation]:
         context, hook = self.context, self.context.live_hook
+        sampling = sampling.settled()
         reused = self._reuse(prompt)
         hook.request_begin(SEQUENCE, running.number, len(prompt))
         sampler = Sampler(
@@ -329,7 +344,9 @@ class Engine:
             spans = self.reader.revisions(hook.spans(SEQUENCE))
             hook.request_end(SEQUENCE)
             self._collect(running, spans)
-            running.events.append(self._request_event(running, spans, finish, len(answer), reused))
+            event = self._request_event(running, spans, finish, len(answer), reused, sampling)
+            contents = self._contents(running.share, prompt, answer, "".join(text))
+            running.events.append(replace(event, contents=contents))
             self._sink.write(running.events[-1:])
         yield Generation(
             text="".join(text),
@@ -401,7 +418,9 @@ class Engine:
         finish: str,
         n_answer: int,
         n_reused: int,
+        sampling: Sampling,
     ) -> Event:
+        share = running.share
         return Event(
             kind=Kind.REQUEST,
             what="summary",
@@ -410,7 +429,7 @@ class Engine:
             sequence=SEQUENCE,
             labels=running.request.labels,
             revisions=spans,
-            mode=None,
+            mode=_mode(self.active),
             detail={
                 "n_tokens": running.n_prompt + n_answer,
                 "n_prompt": running.n_prompt,
@@ -418,11 +437,26 @@ class Engine:
                 "n_reused": n_reused,
                 "finish_reason": finish,
                 "events_dropped": self.context.live_hook.dropped,
-                **({"exempted": list(running.exempted)} if running.exempted else {}),
-                **({"left_out": dict(running.left_out)} if running.left_out else {}),
+                "sampling": asdict(sampling),
+                **({"exempted": list(share.exempted)} if share.exempted else {}),
+                **({"left_out": dict(share.left_out)} if share.left_out else {}),
+                **({"rollout": dict(share.rollout)} if share.rollout else {}),
                 **self.reader.digests(self.active),
             },
         )
+
+    def _contents(
+        self, share: Share, prompt: Sequence[int], answer: Sequence[int], text: str
+    ) -> tuple[Content, ...]:
+        """What a policy wants on record of the request's texts."""
+        wanted, out = share.contents, []
+        if wanted.prompts not in (None, Keep.OFF):
+            said = b"".join(self.context.piece(token, special=True) for token in prompt)
+            words = said.decode(errors="replace")
+            out.append(Content("prompt", tuple(prompt), words, Keep(wanted.prompts)))
+        if wanted.outputs not in (None, Keep.OFF):
+            out.append(Content("output", tuple(answer), text, Keep(wanted.outputs)))
+        return tuple(out)
 
     def logits(
         self, tokens: Sequence[int], labels: Mapping[str, str], n_prompt: int | None = None
@@ -478,6 +512,12 @@ class Engine:
 def _equal(one: Program, other: Program) -> bool:
     """Whether KV computed under one may be used under the other: same effect, and on record as the same revision."""
     return one.digest == other.digest and one.revision == other.revision
+
+
+def _mode(program: Program) -> Mode:
+    """What the program does at most."""
+    modes = {rule.mode for rule in program.rules}
+    return next((mode for mode in (Mode.ENFORCE, Mode.AUDIT) if mode in modes), Mode.OFF)
 
 
 def _planes(program: Program) -> dict[int, bytes]:

@@ -13,12 +13,14 @@ from scope_runtime.policy.model import (
     Action,
     AlertSpec,
     Condition,
+    Contents,
     DoseLimit,
     Exemption,
     Feature,
     Gate,
     GateKind,
     GroupFeature,
+    Keep,
     Mode,
     ModelRequirement,
     OnExcess,
@@ -135,6 +137,12 @@ def build_dose(raw: Raw | None, location: Location | None) -> DoseLimit | None:
     if raw is None or location is None:
         return None
     return DoseLimit(float(raw["max"]), OnExcess(raw.get("on_excess", "clamp")), location)
+
+
+def build_contents(raw: Raw | None) -> Contents:
+    """``spec.audit``."""
+    said = {name: Keep(raw[name]) for name in ("prompts", "outputs") if name in raw} if raw else {}
+    return Contents(**said)
 
 
 def _int(raw: Any) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.policy.build import (
     Parts,
+    build_contents,
     build_dose,
     build_model,
     build_parts,
@@ -187,6 +188,7 @@ def _policy(document: Document, parts: Parts, file: str, root: str) -> Policy:
         file=file,
         root=root,
         canonical=canonical_json(document.tree),
+        contents=build_contents(spec.get("audit")),
     )
 
 

@@ -94,6 +94,14 @@ class OnExcess(StrEnum):
     ABORT = "abort"
 
 
+class Keep(StrEnum):
+    """What the audit log keeps of a request's prompt or output; the most private one first."""
+
+    OFF = "off"
+    COMMIT = "commit"
+    KEEP = "keep"
+
+
 class Action(StrEnum):
     """What a firing alert does."""
 
@@ -257,6 +265,14 @@ class Exemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """``spec.audit``: what is kept of prompts and outputs. None: not said, so that another policy may ask for it."""
+
+    prompts: Keep | None = None
+    outputs: Keep | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy file.
 
@@ -280,6 +296,7 @@ class Policy:
     file: str
     root: str
     canonical: str
+    contents: Contents = Contents()
 
     def feature(self, name: str) -> Feature:
         """The feature of that name. Raises KeyError."""
