@@ -20,6 +20,13 @@ class Location:
             f"{self.file}:{self.line}:{self.column}" if self.column else f"{self.file}:{self.line}"
         )
 
+    def fields(self) -> dict[str, object]:
+        """As plain data; None where unknown."""
+        return {"file": self.file, "line": self.line or None, "column": self.column or None}
+
+
+_NOWHERE: dict[str, object] = {"file": None, "line": None, "column": None}
+
 
 class ScopeError(Exception):
     """Base of every error that a user of Scope Runtime is meant to read.
@@ -30,6 +37,7 @@ class ScopeError(Exception):
         found: what stands there, as text.
         expected: what would have been right, as text.
         hint: one more sentence on how to mend it.
+        related: the other places that it takes to be wrong, such as the other side of a contradiction.
     """
 
     exit_code = 1
@@ -43,6 +51,7 @@ class ScopeError(Exception):
         found: str | None = None,
         expected: str | None = None,
         hint: str | None = None,
+        related: tuple[Location, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -51,6 +60,7 @@ class ScopeError(Exception):
         self.found = found
         self.expected = expected
         self.hint = hint
+        self.related = related
 
     def __str__(self) -> str:
         text = f"{self.location}: {self.message}" if self.location else self.message
@@ -70,17 +80,16 @@ class ScopeError(Exception):
 
     def fields(self) -> dict[str, object]:
         """The error as plain data, for ``--json`` and for audit records."""
-        where = self.location
+        related = {"related": [where.fields() for where in self.related]} if self.related else {}
         return {
             "error": type(self).__name__,
             "message": self.message,
-            "file": where.file if where else None,
-            "line": where.line if where and where.line else None,
-            "column": where.column if where and where.column else None,
+            **(self.location.fields() if self.location else _NOWHERE),
             "key": self.key,
             "found": self.found,
             "expected": self.expected,
             "hint": self.hint,
+            **related,
         }
 
 

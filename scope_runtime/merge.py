@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErrors, ScopeError
+from scope_runtime.errors import CompileError, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.plan import PlannedRule
 from scope_runtime.policy.model import (
     Apply,
@@ -114,10 +114,11 @@ def check_set(policies: Sequence[Policy]) -> None:
             errors.append(
                 PolicyError(
                     "another policy of the set has this name",
-                    location=Location(other.file),
+                    location=other.name_at,
                     key="metadata.name",
-                    found=f'"{other.name}", as in {one.file}',
+                    found=f'"{other.name}", as at {one.name_at}',
                     expected="a name of its own",
+                    related=(one.name_at,),
                 )
             )
         its, others = one.dose_limit, other.dose_limit
@@ -132,6 +133,7 @@ def check_set(policies: Sequence[Policy]) -> None:
                     found=str(others.on_excess),
                     expected=f"{its.on_excess}, as at {its.location}",
                     hint="Or let selectors tell their requests apart.",
+                    related=(its.location,),
                 )
             )
     if errors:
@@ -178,6 +180,7 @@ def _contradictions(
                 found=f'"{second.rule.op}" by {other.name}, rule {second.rule.name}',
                 expected=f'one rule for it; there is "{first.rule.op}" at {first.rule.location}',
                 hint="Or let selectors tell their requests apart.",
+                related=(first.rule.location,),
             )
 
 

@@ -158,7 +158,9 @@ def test_policies_that_contradict_each_other_are_refused_at_load(folder: Path, c
 def test_two_policies_of_one_name_are_refused(folder: Path) -> None:
     write(folder, "a", STYLE, file="x")
     write(folder, "a", STYLE, file="y")
-    with pytest.raises(PolicyErrors, match=r"y\.yaml: another policy of the set has this name"):
+    with pytest.raises(
+        PolicyErrors, match=r"y\.yaml:3:18: another policy of the set has this name"
+    ):
         source(folder)
 
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from scope_runtime.cases.load import is_test, load_test
 from scope_runtime.cli import findings
 from scope_runtime.cli.findings import Finding
 from scope_runtime.cli.options import RootOption
-from scope_runtime.errors import Location, PolicyErrors, ScopeError, UsageError
-from scope_runtime.policy.lint import LintWarning, lint
-from scope_runtime.policy.load import load_policy, policy_files
-from scope_runtime.policy.revision import policy_revision
+from scope_runtime.cli.verdict import Verdict, check_paths
+from scope_runtime.errors import Location
 from scope_runtime.types import StrEnum
 
 INVALID = 1
 LINT_ONLY = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one file came to; ``revision`` is None when the policy is invalid."""
-
-    file: str
-    name: str | None
-    revision: str | None
-    errors: tuple[ScopeError, ...]
-    warnings: tuple[LintWarning, ...]
 
 
 class Form(StrEnum):
@@ -46,7 +30,11 @@ class Form(StrEnum):
 
 def check(
     paths: Annotated[
-        list[Path], typer.Argument(help="Policy files, or directories of them.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Policy files, directories of them, or a runtime's scope.yaml.",
+            show_default=False,
+        ),
     ],
     root: RootOption = None,
     files: Annotated[
@@ -62,6 +50,10 @@ def check(
 ) -> None:
     """Check policies: format, names, files, and that they compile for the model of their packs.
 
+    The policies of a directory are also held against each other: they are in force together. A
+    runtime's configuration is checked with the policies that it names, and on its model if that is
+    there.
+
     Prints one line for each error and warning, with file, line and column. Exit code 0: all fine;
     1: something is invalid; 2: wrong usage; 3: warnings only.
 
@@ -69,10 +61,11 @@ def check(
     Examples:
       scope check policies/english-only.yaml
       scope check policies/ --no-warnings
+      scope check scope.yaml
       scope check --json policies/*.yaml | jq .policies[].revision
       scope check --format sarif policies/ > scope.sarif
     """
-    verdicts = [check_file(path, root, files=files) for path in _policies(paths)]
+    verdicts = check_paths(paths, root, files=files)
     if json_output:
         form = Form.JSON
     if form is Form.JSON:
@@ -89,49 +82,6 @@ def check(
         raise typer.Exit(INVALID)
     if warnings and any(verdict.warnings for verdict in verdicts):
         raise typer.Exit(LINT_ONLY)
-
-
-def check_file(path: Path, root: Path | None = None, *, files: bool = True) -> Verdict:
-    """Everything that can be said about one policy file without a model."""
-    name = revision = None
-    errors: tuple[ScopeError, ...] = ()
-    found: tuple[LintWarning, ...] = ()
-    try:
-        if is_test(path):
-            return Verdict(
-                str(path), f"tests {load_test(path, root=root).policy.name}", None, (), ()
-            )
-        policy = load_policy(path, root=root, files=files)
-        name = policy.name
-        found = lint(policy, datetime.datetime.now(datetime.timezone.utc).date())
-        if files:
-            # numpy and the pack reader: only now, so that a policy that is wrong is refused at once.
-            from scope_runtime.compile import check_against_packs
-
-            notes = check_against_packs(policy).notes
-            whole = Location(policy.file)
-            found += tuple(LintWarning("approximation", note, whole) for note in notes)
-            revision = policy_revision(policy)
-    except PolicyErrors as several:
-        errors = several.errors
-    except ScopeError as error:
-        errors = (error,)
-    return Verdict(str(path), name, revision, errors, found)
-
-
-def _policies(paths: list[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = policy_files(path)
-            if not inside:
-                raise UsageError("no policy in the directory", found=str(path), expected="*.yaml")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UsageError("no such file or directory", found=str(path))
-    return list(dict.fromkeys(found))
 
 
 def _findings(verdicts: list[Verdict], with_warnings: bool) -> list[Finding]:

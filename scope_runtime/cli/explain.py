@@ -22,7 +22,10 @@ PLANES = {"callback": "callback", "control-vector": "control vector"}
 def explain(
     policy: Annotated[
         Path,
-        typer.Argument(metavar="POLICY", help="The policy file, or a directory of policies."),
+        typer.Argument(
+            metavar="POLICY",
+            help="The policy file, a directory of policies, or a runtime's scope.yaml.",
+        ),
     ],
     model: Annotated[
         Path | None,
@@ -50,16 +53,32 @@ def explain(
 ) -> None:
     """Print what a policy compiles to: per layer which rule does what, by which way, and why.
 
-    Only the header of the model file is read; nothing is loaded or run.
+    Only the header of the model file is read; nothing is loaded or run. Of a runtime's configuration
+    every key is printed first, with its value and whether a change of it needs a restart.
 
     \b
     Examples:
       scope explain policies/english-only.yaml --model model.gguf
       scope explain policies/english-only.yaml --model model.gguf --n-gpu-layers -1
       scope explain policies/ --labels tenant=acme
+      scope explain scope.yaml
     """
+    from scope_runtime.cli.verdict import is_config
     from scope_runtime.policy.load import load_policies
 
+    before: dict[str, Any] = {}
+    if policy.is_file() and is_config(policy):
+        from scope_runtime.cli.explain_config import config_data, print_config
+        from scope_runtime.lifecycle.config import load_config
+
+        config = load_config(policy)
+        if as_json:
+            before = {"configuration": config_data(config)}
+        else:
+            print_config(config)
+        policy, root = config.policy, config.policy_root
+        model = model or (config.model if config.model.exists() else None)
+        n_gpu_layers = n_gpu_layers or config.n_gpu_layers
     source = _compile(load_policies(policy, root=root), model, n_gpu_layers)
     program = source.program
     exempted: tuple[str, ...] = ()
@@ -68,7 +87,8 @@ def explain(
         program = source.for_request(wanted, request_id)
         exempted = source.exempted(wanted)
     if as_json:
-        print(json.dumps(program_data(source, program, exempted), ensure_ascii=False))
+        data = before | program_data(source, program, exempted)
+        print(json.dumps(data, ensure_ascii=False))
     else:
         _print(source, program, model)
         for name in exempted:

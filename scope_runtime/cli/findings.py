@@ -16,6 +16,7 @@ from scope_runtime.version import __version__
 SARIF_SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
+OTHER_SIDE = "the other side of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Finding:
         level: ``error`` or ``warning``.
         code: what kind it is: the lint's code, or the error's class (``policy-error``).
         text: the sentence, without its place.
+        related: the other places that it takes to be wrong.
     """
 
     level: str
     code: str
     text: str
     where: Location
+    related: tuple[Location, ...] = ()
 
 
 def of_error(error: ScopeError, file: str) -> Finding:
@@ -40,7 +43,7 @@ def of_error(error: ScopeError, file: str) -> Finding:
     text = str(error).removeprefix(f"{error.location}: ")
     name = type(error).__name__
     code = "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
-    return Finding("error", code, text, where)
+    return Finding("error", code, text, where, error.related)
 
 
 def of_warning(warning: LintWarning) -> Finding:
@@ -81,21 +84,33 @@ def sarif(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def _result(finding: Finding, rule: int) -> dict[str, Any]:
     where = finding.where
-    physical: dict[str, Any] = {"artifactLocation": {"uri": _uri(where.file)}}
-    if where.line:
-        physical["region"] = {"startLine": where.line}
-        if where.column:
-            physical["region"]["startColumn"] = where.column
-    # Without the line, so that a finding that only moved is the same finding.
-    identity = f"{finding.code}\0{where.file}\0{finding.text}"
+    related = [
+        {"id": number, "message": {"text": OTHER_SIDE}, "physicalLocation": _physical(other)}
+        for number, other in enumerate(finding.related)
+    ]
+    # Without the lines, so that a finding that only moved is the same finding.
+    text = finding.text
+    for other in finding.related:
+        text = text.replace(str(other), other.file)
+    identity = f"{finding.code}\0{where.file}\0{text}"
     return {
         "ruleId": finding.code,
         "ruleIndex": rule,
         "level": finding.level,
         "message": {"text": finding.text},
-        "locations": [{"physicalLocation": physical}],
+        "locations": [{"physicalLocation": _physical(where)}],
+        **({"relatedLocations": related} if related else {}),
         "partialFingerprints": {"scope/v1": hashlib.sha256(identity.encode()).hexdigest()},
     }
+
+
+def _physical(where: Location) -> dict[str, Any]:
+    physical: dict[str, Any] = {"artifactLocation": {"uri": _uri(where.file)}}
+    if where.line:
+        physical["region"] = {"startLine": where.line}
+        if where.column:
+            physical["region"]["startColumn"] = where.column
+    return physical
 
 
 def _uri(file: str) -> str:
@@ -104,17 +119,26 @@ def _uri(file: str) -> str:
 
 
 def github(findings: Iterable[Finding]) -> list[str]:
-    """One workflow command a finding, which GitHub shows beside the line."""
-    return [_annotation(finding) for finding in findings]
+    """One workflow command a finding, which GitHub shows beside the line; a notice at each related place."""
+    return [
+        line
+        for finding in findings
+        for line in (
+            _annotation(finding, finding.level, finding.where, finding.text),
+            *(
+                _annotation(finding, "notice", other, f"{finding.where} contradicts this")
+                for other in finding.related
+            ),
+        )
+    ]
 
 
-def _annotation(finding: Finding) -> str:
-    where = finding.where
+def _annotation(finding: Finding, level: str, where: Location, text: str) -> str:
     properties = {"file": Path(where.file).as_posix(), "line": where.line, "col": where.column}
     said = {key: value for key, value in properties.items() if value}
     said["title"] = f"scope check: {finding.code}"
     written = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in said.items())
-    return f"::{finding.level} {written}::{_escaped(finding.text)}"
+    return f"::{level} {written}::{_escaped(text)}"
 
 
 def _escaped(text: str, also: str = "") -> str:

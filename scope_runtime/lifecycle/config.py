@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.lifecycle.types import Options
 from scope_runtime.policy.schema import schema, schema_findings
-from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, decode, parse
+from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, Document, KeyPath, Mark, decode, parse
 
 SCHEMA_PATH = Path(__file__).with_name("runtime.schema.json")
 FILE_NAME = "scope.yaml"
@@ -33,6 +33,12 @@ class RuntimeConfig:
     audit: Path | None
     options: Options
     tree: Any
+    marks: Mapping[KeyPath, Mark]
+
+    def where(self, key: str) -> Location:
+        """Where the value of a key stands; the file where it was not said."""
+        mark = self.marks.get(tuple(key.split(".")))
+        return mark.value if mark else Location(str(self.file))
 
     def changed_for_restart(self, other: RuntimeConfig) -> tuple[str, ...]:
         """Keys that differ and that a running process cannot take up."""
@@ -45,14 +51,15 @@ class RuntimeConfig:
 
 def changes() -> tuple[tuple[str, str], ...]:
     """Every key with what a change of it needs: ``reload`` or ``restart``."""
-    return tuple(_changes(schema(SCHEMA_PATH)["properties"]["spec"], "spec"))
+    whole = schema(SCHEMA_PATH)["properties"]["spec"]
+    return tuple((key, node["x-change"]) for key, node in _nodes(whole, "spec"))
 
 
-def _changes(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+def _nodes(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, inner in node.get("properties", {}).items():
         if "x-change" in inner:
-            yield f"{path}.{key}", inner["x-change"]
-        yield from _changes(inner, f"{path}.{key}")
+            yield f"{path}.{key}", inner
+        yield from _nodes(inner, f"{path}.{key}")
 
 
 def load_config(path: str | os.PathLike[str]) -> RuntimeConfig:
@@ -77,7 +84,37 @@ def load_config(path: str | os.PathLike[str]) -> RuntimeConfig:
     errors += [f.error for f in schema_findings(document, SCHEMA_PATH)]
     if errors:
         raise PolicyErrors(tuple(sorted(errors, key=_place)))
-    return _config(file, document.tree)
+    return _config(file, document)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of a configuration; ``value`` is its default where ``said`` is false.
+
+    Attributes:
+        change: what a change of it needs: ``reload`` or ``restart``.
+        meaning: what the schema says of it.
+    """
+
+    key: str
+    value: object
+    said: bool
+    change: str
+    meaning: str
+
+
+def settings(config: RuntimeConfig) -> tuple[Setting, ...]:
+    """Every key that a configuration can have, in the schema's order."""
+    return tuple(
+        Setting(
+            key,
+            node.get("default") if (said := _at(config.tree, key)) is None else said,
+            said is not None,
+            node["x-change"],
+            node["description"],
+        )
+        for key, node in _nodes(schema(SCHEMA_PATH)["properties"]["spec"], "spec")
+    )
 
 
 def _place(error: ScopeError) -> tuple[int, int]:
@@ -85,8 +122,8 @@ def _place(error: ScopeError) -> tuple[int, int]:
     return (where.line, where.column) if where else (0, 0)
 
 
-def _config(file: Path, tree: Any) -> RuntimeConfig:
-    spec = tree["spec"]
+def _config(file: Path, document: Document) -> RuntimeConfig:
+    spec = document.tree["spec"]
     model, policy = spec["model"], spec["policy"]
 
     def beside(name: str | None) -> Path | None:
@@ -111,7 +148,8 @@ def _config(file: Path, tree: Any) -> RuntimeConfig:
             fail=policy.get("fail", standard.fail),
             keep=policy.get("keep", standard.keep),
         ),
-        tree=tree,
+        tree=document.tree,
+        marks=document.marks,
     )
 
 

@@ -19,6 +19,7 @@ from scope_runtime.lifecycle.compiler import Compiler
 from scope_runtime.lifecycle.source import Source, contents
 from scope_runtime.lifecycle.state import Active, State, StateError, Switch, generations_of
 from scope_runtime.lifecycle.types import (
+    Builder,
     Cause,
     Counts,
     LastReload,
@@ -41,10 +42,18 @@ class Lifecycle:
         target: the runtime; ``take_up`` must be atomic between two tokens.
         source: what is followed.
         state: where what was in force outlives the process; None forgets it.
+        builder: what compiles; by default a process of its own.
     """
 
     def __init__(
-        self, target: Target, source: Source, bench: Bench, state: State | None, options: Options
+        self,
+        target: Target,
+        source: Source,
+        bench: Bench,
+        state: State | None,
+        options: Options,
+        *,
+        builder: Builder | None = None,
     ) -> None:
         self.source = source
         self.state = state
@@ -52,7 +61,7 @@ class Lifecycle:
         self._target = target
         self._digests = FileDigests()
         self._nothing = ProgramSource(None, bench.shape)
-        self._compiler = Compiler(bench, nice=options.compile_nice)
+        self._compiler: Builder = builder or Compiler(bench, nice=options.compile_nice)
         # A build may take seconds; the switch must not wait for it. So two locks, always taken in this order.
         self._building = threading.RLock()
         self._swapping = threading.RLock()
@@ -286,7 +295,7 @@ class Lifecycle:
         errors = tuple(
             PolicyError(
                 "an older generation than the one that was in force",
-                location=Location(policy.file),
+                location=policy.generation_at,
                 key="metadata.generation",
                 found=str(policy.generation),
                 expected=f"{self._generations[policy.name]} or more",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from scope_runtime.errors import ScopeError
 from scope_runtime.events import Event, Kind
 from scope_runtime.select import ProgramSource
+
+if TYPE_CHECKING:
+    from scope_runtime.lifecycle.build import Built
+    from scope_runtime.lifecycle.source import Source
 
 
 class StaleRevision(ScopeError):
@@ -27,6 +31,14 @@ class Target(Protocol):
 
     @property
     def acknowledged(self) -> bool: ...
+
+
+class Builder(Protocol):
+    """What makes programs of a source: a Compiler."""
+
+    def build(self, source: Source, named: tuple[str, ...] = ()) -> Built: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,10 @@ def _policy(document: Document, parts: Parts, file: str, root: str) -> Policy:
         root=root,
         canonical=canonical_json(document.tree),
         contents=build_contents(spec.get("audit")),
+        name_at=document.marks["metadata", "name"].value,
+        generation_at=None
+        if generation is None
+        else document.marks["metadata", "generation"].value,
     )
 
 

@@ -279,6 +279,7 @@ class Policy:
     Attributes:
         root: directory that every path in the policy must stay inside (the policy file's own, unless told otherwise).
         canonical: the document as canonical JSON (sorted keys, no spaces), comments and layout gone.
+        name_at, generation_at: where ``metadata.name`` and ``metadata.generation`` stand.
     """
 
     name: str
@@ -296,6 +297,8 @@ class Policy:
     file: str
     root: str
     canonical: str
+    name_at: Location
+    generation_at: Location | None
     contents: Contents = Contents()
 
     def feature(self, name: str) -> Feature:

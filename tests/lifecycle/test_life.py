@@ -109,7 +109,10 @@ def test_behaviour_17_an_older_generation_is_refused_unless_rolled_back(site: Si
         site.replace(site.text_with("0.4", generation=4))
         fourth = lifecycle.reload(ME).revision
         site.replace(site.text_with("0.3", generation=3))
-        with pytest.raises(PolicyErrors, match=r"found 3; expected 4 or more\. To go back"):
+        with pytest.raises(
+            PolicyErrors,
+            match=r"policy\.yaml:3:36: an older generation .* found 3; expected 4 or more\. To go back",
+        ):
             lifecycle.reload(ME)
         assert in_force(runtime) == fourth
         assert lifecycle.rollback(ME).revision == third
