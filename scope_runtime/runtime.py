@@ -17,8 +17,9 @@ from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.llama.context import ContextOptions
-from scope_runtime.llama.engine import Engine, Generation, Sampling
+from scope_runtime.llama.engine import Began, Engine, Generation
 from scope_runtime.llama.probe import Proof
+from scope_runtime.llama.sampling import Sampling
 from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.model import Apply
 from scope_runtime.program import Program
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from scope_runtime.lifecycle import Hosted, Options
 
-_SAMPLING = ("max_tokens", "temperature", "seed", "top_k", "top_p")
+_SAMPLING = tuple(Sampling.__dataclass_fields__)
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -41,9 +42,14 @@ class GenerateOptions(TypedDict, total=False):
         max_tokens: most tokens of the answer; 256.
         temperature: 0 is greedy; 0.8.
         seed: of the draw; random when not given.
-        top_k, top_p: 40 and 0.95; not used at temperature 0.
+        top_k, top_p, min_p: 40, 0.95 and 0; not used at temperature 0.
+        frequency_penalty, presence_penalty, logit_bias: see Sampling.
+        stop: texts that end the answer, and are left out of it.
+        grammar: GBNF that the answer must follow.
+        top_logprobs: how many of the likeliest tokens to list with each; None leaves log probabilities out.
         request_id: the caller's own id for the records.
         cancelled: asked before each token; True ends the answer.
+        began: told once, when the prompt is computed, under which program and revisions.
     """
 
     labels: Mapping[str, str]
@@ -52,8 +58,16 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     top_k: int
     top_p: float
+    min_p: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    stop: tuple[str, ...]
+    grammar: str
+    top_logprobs: int | None
     request_id: str
     cancelled: Callable[[], bool]
+    began: Began
 
 
 class Runtime:
@@ -376,6 +390,7 @@ class Runtime:
             options.get("labels", {}),
             request_id=options.get("request_id"),
             cancelled=options.get("cancelled", lambda: False),
+            began=options.get("began", lambda program, revisions: None),
         )
         if stream:
             return running

@@ -372,6 +372,24 @@ class Context:
         text = self._api.llama_model_chat_template(self._model, None)
         return text.decode(errors="replace") if text else None
 
-    def sample(self, chain: Any) -> int:
-        """A token drawn by a llama.cpp sampler chain from the last decoded token's logits."""
-        return int(self._api.llama_sampler_sample(chain, self._ctx, -1))
+    def sample(self, chain: Any, index: int = -1) -> int:
+        """A token drawn by a llama.cpp sampler chain from the logits of an output of the last batch."""
+        return int(self._api.llama_sampler_sample(chain, self._ctx, index))
+
+    def output_logits(self, index: int = -1) -> npt.NDArray[np.float32]:
+        """Logits (n_vocab,) of an output of the last batch, by default the last: a copy."""
+        return self._logits(index)
+
+    def grammar_sampler(self, text: str) -> Any:
+        """llama.cpp's grammar sampler with the rule ``root``; falsy where it cannot read the grammar."""
+        return self._api.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+
+    def control_texts(self) -> list[str]:
+        """The texts of the vocabulary's control tokens, longest first: what a stranger must not write."""
+        api, vocab = self._api, self._vocab
+        texts = {
+            self.piece(token, special=True).decode(errors="replace")
+            for token in range(self.n_vocab)
+            if api.llama_vocab_is_control(vocab, token)
+        }
+        return sorted(texts - {""}, key=lambda text: (-len(text), text))

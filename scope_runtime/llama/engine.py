@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
-import secrets
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,54 +23,20 @@ from scope_runtime.events import (
     RevisionSpan,
     Sink,
 )
+from scope_runtime.llama.answer import Answer, TokenScore
 from scope_runtime.llama.capture import residuals
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.sampler import Sampler
+from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.turn import Turn
 from scope_runtime.native.hook import LoadedProgram
 from scope_runtime.policy.model import Keep, Mode
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource, Share
-from scope_runtime.types import MAX_SEED
 
 SEQUENCE = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; ``seed`` None draws a random one.
-
-    Raises:
-        UsageError: a value that llama.cpp would take for another.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.8
-    seed: int | None = None
-    top_k: int = 40
-    top_p: float = 0.95
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_tokens", 0, 2**31 - 1),
-            ("temperature", 0.0, 1e6),
-            ("seed", 0, MAX_SEED),
-            ("top_k", 0, 2**31 - 1),
-            ("top_p", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not (value is None and name == "seed") and not low <= value <= high:
-                raise UsageError(
-                    f"{name} is out of range", found=str(value), expected=f"{low} to {high}"
-                )
-
-    def settled(self) -> Sampling:
-        """With a seed that can be put on record, where one is drawn with."""
-        if self.seed is not None or self.temperature <= 0:
-            return self
-        return replace(self, seed=secrets.randbelow(MAX_SEED + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +50,7 @@ class Generation:
         revisions: under which policy revision the answer was computed, from which position of the sequence on.
         report: the request's events: one per rule, and every alert.
         n_prompt: tokens of the prompt; n_reused of them came from the cache of an earlier request.
+        scores: log probabilities of the answer's tokens, where they were asked for.
     """
 
     text: str
@@ -96,6 +61,11 @@ class Generation:
     request_id: str
     n_prompt: int
     n_reused: int
+    scores: tuple[TokenScore, ...] = ()
+
+
+Began = Callable[[Program, tuple[RevisionSpan, ...]], None]
+"""Told once, when the prompt is computed: under which program, and the revisions so far."""
 
 
 @dataclass(slots=True)
@@ -224,12 +194,13 @@ class Engine:
         *,
         request_id: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        began: Began = lambda program, revisions: None,
     ) -> Iterator[str | Generation]:
-        """Yields pieces of text as they are decoded, at last the Generation.
+        """Yields pieces of text (``Piece``) as they are decoded, at last the Generation.
 
         Raises:
             UsageError: an empty prompt, or one that leaves no room in the context, or no tokens of this model. When
-                it begins: this thread left a stream open.
+                it begins: this thread left a stream open; a grammar that cannot be read, or that no token follows.
         """
         if not prompt:
             raise UsageError("the prompt has no tokens")
@@ -241,7 +212,7 @@ class Engine:
             )
         self._check_tokens(prompt)
         me: list[weakref.ref[Generator[str | Generation]]] = []
-        stream = self._stream(me, list(prompt), sampling, labels, request_id, cancelled)
+        stream = self._stream(me, list(prompt), sampling, labels, request_id, cancelled, began)
         me.append(weakref.ref(stream))
         return stream
 
@@ -253,10 +224,16 @@ class Engine:
         labels: Mapping[str, str],
         request_id: str | None,
         cancelled: Callable[[], bool],
+        began: Began,
     ) -> Generator[str | Generation]:
-        with self._turn, self._request(labels, request_id, len(prompt)) as running:
+        sampling = sampling.settled()
+        with (
+            self._turn,
+            closing(Sampler(self.context, sampling)) as sampler,
+            self._request(labels, request_id, len(prompt)) as running,
+        ):
             self._open_stream = me[0]
-            yield from self._run(running, prompt, sampling, cancelled)
+            yield from self._run(running, prompt, sampling, sampler, cancelled, began)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -292,28 +269,27 @@ class Engine:
         running: _Running,
         prompt: list[int],
         sampling: Sampling,
+        sampler: Sampler,
         cancelled: Callable[[], bool],
+        began: Began,
     ) -> Iterator[str | Generation]:
         context, hook = self.context, self.context.live_hook
-        sampling = sampling.settled()
         reused = self._reuse(prompt)
         hook.request_begin(SEQUENCE, running.number, len(prompt))
-        sampler = Sampler(
-            context, sampling.temperature, sampling.seed, sampling.top_k, sampling.top_p
-        )
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        answer: list[int] = []
-        text: list[str] = []
+        answer = Answer(context, sampling)
+        scored = sampling.top_logprobs is not None
         finish = "cancelled"
         try:
             pending = prompt[reused:]
             while True:
-                self._advance(pending)
+                logits = self._advance(pending)
                 self._collect(running)
+                if not answer.tokens:
+                    began(self.active, self.reader.revisions(hook.spans(SEQUENCE)))
                 if hook.request_status(SEQUENCE).abort:
                     finish = "abort"
                     break
-                if len(answer) >= sampling.max_tokens:
+                if len(answer.tokens) >= sampling.max_tokens:
                     finish = "length"
                     break
                 if cancelled():
@@ -322,48 +298,57 @@ class Engine:
                 if context.ends(token):
                     finish = "stop"
                     break
-                answer.append(token)
-                piece = decoder.decode(context.piece(token))
-                if piece:
-                    text.append(piece)
+                piece = answer.take(token, logits if scored else None)
+                if piece is not None:
                     yield piece
-                if len(answer) >= sampling.max_tokens or len(self._held) + 1 >= context.n_ctx:
+                if answer.stopped:
+                    finish = "stop"
+                    break
+                if (
+                    len(answer.tokens) >= sampling.max_tokens
+                    or len(self._held) + 1 >= context.n_ctx
+                ):
                     finish = "length"
                     break
                 pending = [token]
-            rest = decoder.decode(b"", final=True)
-            if rest:
-                text.append(rest)
+            rest = answer.end()
+            if rest is not None:
                 yield rest
         except ScopeError:
             finish = "error"
             raise
         finally:
-            sampler.close()
             self._held_prompt = min(len(prompt) - 1, len(self._held))
             spans = self.reader.revisions(hook.spans(SEQUENCE))
             hook.request_end(SEQUENCE)
             self._collect(running, spans)
-            event = self._request_event(running, spans, finish, len(answer), reused, sampling)
-            contents = self._contents(running.share, prompt, answer, "".join(text))
+            event = self._request_event(
+                running, spans, finish, len(answer.tokens), reused, sampling
+            )
+            contents = self._contents(running.share, prompt, answer.tokens, answer.text)
             running.events.append(replace(event, contents=contents))
             self._sink.write(running.events[-1:])
         yield Generation(
-            text="".join(text),
-            tokens=tuple(answer),
+            text=answer.text,
+            tokens=tuple(answer.tokens),
             finish_reason=finish,
             revisions=spans,
             report=tuple(running.events),
             request_id=running.request.request_id,
             n_prompt=len(prompt),
             n_reused=reused,
+            scores=tuple(answer.scores),
         )
 
-    def _advance(self, tokens: list[int]) -> None:
-        """Decodes tokens after what is held; after a failure or an interrupt nothing that is held is trusted."""
+    def _advance(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Decodes tokens after what is held, and returns the last one's logits (n_vocab,).
+
+        After a failure or an interrupt nothing that is held is trusted.
+        """
         try:
-            self.context.decode(tokens, len(self._held))
+            logits = self.context.decode(tokens, len(self._held))
             self._held += tokens
+            return logits
         except BaseException:
             # Some batches of the tokens may be in memory, which no list of ours says: the next request starts afresh.
             self._held = []
@@ -437,7 +422,7 @@ class Engine:
                 "n_reused": n_reused,
                 "finish_reason": finish,
                 "events_dropped": self.context.live_hook.dropped,
-                "sampling": asdict(sampling),
+                "sampling": sampling.record(),
                 **({"exempted": list(share.exempted)} if share.exempted else {}),
                 **({"left_out": dict(share.left_out)} if share.left_out else {}),
                 **({"rollout": dict(share.rollout)} if share.rollout else {}),

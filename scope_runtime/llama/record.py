@@ -11,6 +11,7 @@ from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.checks import model_digest
 from scope_runtime.llama.context import Context
 from scope_runtime.llama.sampler import Sampler
+from scope_runtime.llama.sampling import Sampling
 from scope_runtime.recording import write_recording
 
 Prompt = str | Sequence[Message]
@@ -78,7 +79,7 @@ def _texts(
 def _answer(context: Context, prompt: list[int], max_tokens: int) -> list[int]:
     """The greedy answer, as far as the context reaches; the end token is not among it."""
     answer: list[int] = []
-    sampler = Sampler(context, 0.0, None, 0, 1.0)
+    sampler = Sampler(context, Sampling(temperature=0.0))
     context.forget()
     try:
         context.decode(prompt, 0)

@@ -1,0 +1,73 @@
+"""Grammars for answers: what llama.cpp may be given, and JSON schemas turned into its GBNF."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from scope_runtime.errors import UsageError
+
+MAX_GRAMMAR_BYTES = 64 * 1024
+MAX_NESTING = 64
+MAX_OPTIONAL = 200
+"""Parts that may be left out: llama.cpp's work grows with about the cube of how many stand in a row; 300 take 20 s."""
+
+_OPTIONAL = re.compile(r"[?*]|\{\s*0*\s*,")
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+"""Of OpenAI's ``json_object``: whatever JSON object."""
+
+
+def check_grammar(text: str) -> None:
+    """Refuses what llama.cpp's parser, which descends once per bracket, would take the process down with.
+
+    Raises:
+        UsageError: too long, or too deep.
+    """
+    if len(text.encode()) > MAX_GRAMMAR_BYTES:
+        raise UsageError(
+            "the grammar is too long",
+            found=f"{len(text.encode())} bytes",
+            expected=f"at most {MAX_GRAMMAR_BYTES}",
+        )
+    if "\0" in text:
+        raise UsageError("the grammar has a NUL character")
+    deepest = depth = 0
+    for character in text:
+        # Brackets in literals count as well: that refuses too much rather than too little.
+        depth += (character == "(") - (character == ")" and depth > 0)
+        deepest = max(deepest, depth)
+    if deepest > MAX_NESTING:
+        raise UsageError(
+            "the grammar is nested too deeply",
+            found=str(deepest),
+            expected=f"at most {MAX_NESTING}",
+        )
+    optional = len(_OPTIONAL.findall(text))
+    if optional > MAX_OPTIONAL:
+        raise UsageError(
+            "the grammar leaves too much open",
+            found=f"{optional} optional parts",
+            expected=f"at most {MAX_OPTIONAL}",
+        )
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> str:
+    """A JSON schema as GBNF, by llama.cpp's own converter.
+
+    Raises:
+        UsageError: it cannot be expressed.
+    """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        text: str = json_schema_to_gbnf(json.dumps(schema))
+    except Exception as error:  # whatever the converter stumbles over, the schema is what is wrong
+        raise UsageError(
+            "the JSON schema cannot be turned into a grammar",
+            found=f"{type(error).__name__}: {error}"[:500],
+        ) from error
+    check_grammar(text)
+    return text
