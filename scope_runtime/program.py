@@ -90,6 +90,7 @@ DELTA = np.dtype(
     ]
 )
 HEADER = struct.Struct("<8sIIQQ32s10IfI7Q")
+_HASHED_BYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -112,12 +113,17 @@ class Layout:
     deltas: list[dict[str, Any]] = field(default_factory=list)
     encoders: list[dict[str, Any]] = field(default_factory=list)
     rows: list[FloatArray] = field(default_factory=list)
-    _seen: dict[bytes, int] = field(default_factory=dict)
+    _seen: dict[object, int] = field(default_factory=dict)
 
     def row(self, values: FloatArray) -> int:
         """Handle of a float array of any shape, to be stored C-contiguous in F32."""
         array = np.ascontiguousarray(values, dtype=np.float32)
-        key = hashlib.sha256(array.data).digest()
+        # A whole encoder is told by where it lies: hashing it would take longer than all the rest.
+        key: bytes | tuple[int, tuple[int, ...]] = (
+            hashlib.sha256(array.data).digest()
+            if array.nbytes <= _HASHED_BYTES
+            else (array.ctypes.data, array.shape)
+        )
         if key not in self._seen:
             self._seen[key] = len(self.rows)
             self.rows.append(array)
@@ -267,8 +273,8 @@ class Program:
 
 
 def program_digest(blob: bytes, control_vectors: Mapping[int, FloatArray]) -> str:
-    """SHA-256 over the blob and the control vectors, as ``sha256:…``."""
-    digest = hashlib.sha256(blob)
+    """SHA-256 over the blob's header, which bears the digest of all of it, and the control vectors: ``sha256:…``."""
+    digest = hashlib.sha256(blob[: HEADER.size])
     for layer in sorted(control_vectors):
         digest.update(struct.pack("<i", layer))
         digest.update(np.ascontiguousarray(control_vectors[layer]).data)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from scope_runtime.policy.model import (
     Policy,
     VectorFeature,
 )
+from scope_runtime.policy.revision import FileDigests
 from scope_runtime.program import FloatArray
 from scope_runtime.types import ModelShape
 from scope_runtime.vectors import ControlVector, read_control_vector
 
-T = TypeVar("T")
+Artefact = TypeVar("Artefact", FeaturePack, ControlVector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +85,61 @@ class Artefacts:
         return packs + [(name, vector.digest) for name, vector in self.vectors.items()]
 
 
-def load_artefacts(policy: Policy) -> Artefacts:
-    """Opens every pack and vector that the policy names; raises PackError with the place in the policy."""
+class OpenFiles:
+    """Packs and vectors that stay open from one build to the next: a file with the same bytes is read once.
+
+    What the latest build did not ask for is let go of when the next one begins.
+    """
+
+    def __init__(self, digests: FileDigests) -> None:
+        self._digests = digests
+        self._before: dict[tuple[Path, str], FeaturePack | ControlVector] = {}
+        self._now: dict[tuple[Path, str], FeaturePack | ControlVector] = {}
+
+    def begin(self) -> None:
+        """A new build begins."""
+        self._before, self._now = self._now, {}
+
+    def opened(self, read: Callable[[Path], Artefact], path: Path) -> Artefact:
+        """What ``read`` makes of the file; raises what it raises."""
+        kept = None
+        with contextlib.suppress(OSError):  # whoever reads it says why it cannot be read
+            key = (path, self._digests.digest(path).removeprefix("sha256:"))
+            kept = self._now.get(key) or self._before.get(key)
+        artefact = cast("Artefact", kept) if kept is not None else read(path)
+        # Under what was read, which may be newer than what was digested.
+        self._now[path, artefact.digest] = artefact
+        return artefact
+
+
+def load_artefacts(policy: Policy, files: OpenFiles | None = None) -> Artefacts:
+    """Opens every pack and vector that the policy names, or takes them from ``files``.
+
+    Raises:
+        PackError: one cannot be read; with the place in the policy.
+    """
     packs: dict[str, FeaturePack] = {}
     vectors: dict[str, ControlVector] = {}
     for feature in policy.features:
         if isinstance(feature, PackFeature) and feature.pack not in packs:
-            packs[feature.pack] = _opened(read_pack, policy, feature.pack, feature.location)
+            packs[feature.pack] = _opened(read_pack, policy, feature.pack, feature.location, files)
         elif isinstance(feature, VectorFeature) and feature.vector not in vectors:
             vectors[feature.vector] = _opened(
-                read_control_vector, policy, feature.vector, feature.location
+                read_control_vector, policy, feature.vector, feature.location, files
             )
     return Artefacts(packs, vectors)
 
 
-def _opened(read: Callable[[Path], T], policy: Policy, name: str, location: Location) -> T:
+def _opened(
+    read: Callable[[Path], Artefact],
+    policy: Policy,
+    name: str,
+    location: Location,
+    files: OpenFiles | None,
+) -> Artefact:
     try:
-        return read(file_path(policy, name))
+        path = file_path(policy, name)
+        return files.opened(read, path) if files is not None else read(path)
     except ScopeError as error:
         error.hint = f"Named at {location}" + (f". {error.hint}" if error.hint else "")
         raise

@@ -290,6 +290,7 @@ class Runtime:
             program=program.digest,
             apply=str(source.apply),
             swap_ms=round(swap_ms, 4),
+            hook_swap_ms=round(self._engine.context.live_hook.stats.swap_ns / 1e6, 4),
             digests={"model": self.model_digest, "packs": dict(program.packs)},
             **({"policies": members} if len(members) > 1 else {}),
             **detail,

@@ -17,7 +17,7 @@ from scope_runtime.policy.files import named_files
 from scope_runtime.policy.model import Apply, Contents, Mode, Policy, Rollout
 from scope_runtime.policy.revision import revision_of, set_revision
 from scope_runtime.program import Program, empty_program
-from scope_runtime.resolve import Artefacts, check_fit, load_artefacts
+from scope_runtime.resolve import Artefacts, OpenFiles, check_fit, load_artefacts
 from scope_runtime.types import ModelShape
 
 Selector = tuple[tuple[str, tuple[str, ...]], ...]
@@ -113,11 +113,13 @@ class ProgramSource:
         policies: a policy, or several in force together; None gives the empty program to every request.
         control_vector_layers: see ``compile_policy``.
         today: the clock for exceptions that lapse.
+        files: packs and vectors that are open already.
 
     Attributes:
         policies: in the order of their names.
         revision: the policy's, or the set's; what every program from here bears.
         revisions: of each policy, by its name.
+        file_digests: name and SHA-256 of every pack and vector that the policies name.
         program: all rules of all policies, as if some request got them all.
 
     Raises:
@@ -132,6 +134,7 @@ class ProgramSource:
         *,
         control_vector_layers: frozenset[int] = frozenset(),
         today: Callable[[], date] = utc_today,
+        files: OpenFiles | None = None,
     ) -> None:
         members = [policies] if isinstance(policies, Policy) else policies or ()
         self.policies = tuple(sorted(members, key=lambda policy: policy.name))
@@ -142,9 +145,11 @@ class ProgramSource:
         self.revisions: dict[str, str] = {}
         self.revision = "none"
         self._opened: Artefacts | bytes = Artefacts()
+        self.file_digests: tuple[tuple[str, str], ...] = ()
         if self.policies:
             check_set(self.policies)
-            self._opened = load_artefacts(merged(self.policies))
+            self._opened = load_artefacts(merged(self.policies), files)
+            self.file_digests = tuple(sorted(self._artefacts.digests()))
             self._check_members()
         self.program = self._program(
             tuple(policy.name for policy in self.policies),
@@ -158,9 +163,17 @@ class ProgramSource:
             self._opened = opened
         return self._opened
 
+    def packed_files(self) -> bytes:
+        """The open packs and vectors as one piece, for ``take_files`` in another process."""
+        return dumps(self._artefacts)
+
+    def take_files(self, packed: bytes) -> None:
+        """Gives a source that came from another process its files; they are unpacked when a request needs them."""
+        self._opened = packed
+
     def __getstate__(self) -> dict[str, object]:
-        """The packs as one piece: who takes a source over from another process seldom needs them, and never at once."""
-        return {**self.__dict__, "_opened": dumps(self._artefacts)}
+        """Without the files: megabytes, which the other end has already or asks for (``take_files``)."""
+        return {**self.__dict__, "_opened": b""}
 
     @property
     def apply(self) -> Apply:
@@ -170,7 +183,7 @@ class ProgramSource:
 
     def _check_members(self) -> None:
         """Every member by itself: held against the model, compiled, given its revision; then against each other."""
-        digests = {name: f"sha256:{digest}" for name, digest in self._artefacts.digests()}
+        digests = {name: f"sha256:{digest}" for name, digest in self.file_digests}
         plans = []
         errors: list[ScopeError] = []
         for policy in self.policies:

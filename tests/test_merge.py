@@ -261,5 +261,6 @@ def test_a_source_from_another_process_still_compiles_what_requests_get(folder: 
     write(folder, "b", STYLE)
     made = ProgramSource(load_policies(folder), shape_of(folder))
     taken = pickle.loads(worker.pack(made)[worker.LENGTH.size :])
+    taken.take_files(made.packed_files())
     for labels in ({}, {"tenant": "acme"}):
         assert taken.for_request(labels, "r").digest == made.for_request(labels, "r").digest

@@ -17,6 +17,7 @@ from scope_runtime.native.hook import Hook
 from scope_runtime.pack_types import F32Array
 from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.revision import FileDigests
+from scope_runtime.resolve import OpenFiles
 from scope_runtime.select import ProgramSource
 from scope_runtime.types import ModelShape
 
@@ -58,17 +59,26 @@ class Built:
         return self.programs
 
 
-def build(source: Source, bench: Bench, digests: FileDigests, named: tuple[str, ...] = ()) -> Built:
+def build(
+    source: Source,
+    bench: Bench,
+    digests: FileDigests,
+    named: tuple[str, ...] = (),
+    files: OpenFiles | None = None,
+) -> Built:
     """Builds a source.
 
     Args:
         named: the files that it named when it was last looked at; saves a second look.
+        files: packs and vectors that earlier builds opened.
     """
+    if files is not None:
+        files.begin()
     for _ in range(ATTEMPTS):
         before = contents(source, named, digests)
         programs, error = None, None
         try:
-            programs = _programs(source, bench)
+            programs = _programs(source, bench, files)
             named = named_by(programs.policies)
         except ScopeError as caught:
             error, named = caught, named_at(source)
@@ -82,7 +92,7 @@ def build(source: Source, bench: Bench, digests: FileDigests, named: tuple[str, 
     return Built(None, restless, contents(source, named, digests), named)
 
 
-def _programs(source: Source, bench: Bench) -> ProgramSource:
+def _programs(source: Source, bench: Bench, files: OpenFiles | None) -> ProgramSource:
     if not source.path.exists():
         gone = PolicyError("the policies are not there", location=Location(str(source.path)))
         raise PolicyErrors((gone,))
@@ -90,6 +100,7 @@ def _programs(source: Source, bench: Bench) -> ProgramSource:
         load_policies(source.path, root=source.root),
         bench.shape,
         control_vector_layers=bench.control_vector_layers,
+        files=files,
     )
     dry_run(programs, bench)
     return programs

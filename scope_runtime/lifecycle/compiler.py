@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pickle
 import selectors
@@ -16,9 +18,11 @@ import scope_runtime
 from scope_runtime.errors import CompileError, Location
 from scope_runtime.lifecycle.build import Bench, Built
 from scope_runtime.lifecycle.source import Source
-from scope_runtime.lifecycle.worker import LENGTH, pack
+from scope_runtime.lifecycle.worker import LENGTH, Answer, FileList, Order, pack
+from scope_runtime.pickled import dumps
+from scope_runtime.resolve import Artefacts
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 20  # and the most that an ordinary user may make a pipe hold
 _PROGRAM = "from scope_runtime.lifecycle.worker import main; main()"
 
 
@@ -38,6 +42,8 @@ class Compiler:
         self._lock = threading.Lock()
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._file_list: FileList = ()
+        self._files = dumps(Artefacts())
         with self._lock:
             self._start()
 
@@ -49,7 +55,7 @@ class Compiler:
             if self._process is None or self._process.poll() is not None:
                 self._start()
             try:
-                self._send((source, named))
+                self._send(Order(source, named, self._file_list))
                 answer = self._receive()
             except (OSError, EOFError, pickle.UnpicklingError) as reason:
                 code = self._end()
@@ -58,9 +64,19 @@ class Compiler:
                     location=Location(str(source.path)),
                     found=f"exit status {code}" if code else str(reason) or "no answer",
                 ) from None
-        if not isinstance(answer, Built):
+        if not isinstance(answer, Answer):
             raise RuntimeError(f"the compiler answered with {type(answer)}")
-        return answer
+        self._keep_files(answer)
+        return answer.built
+
+    def _keep_files(self, answer: Answer) -> None:
+        """Gives programs their packs and vectors, which cross the pipe only when they are others than before."""
+        programs = answer.built.programs
+        if programs is None:
+            return
+        if answer.files is not None:
+            self._file_list, self._files = programs.file_digests, answer.files
+        programs.take_files(self._files)
 
     def close(self) -> None:
         """Ends the worker, also in the middle of a build. Safe to call twice."""
@@ -88,6 +104,9 @@ class Compiler:
                 "PYTHONSAFEPATH": "1",  # no module is taken from the folder we happen to stand in
             },
         )
+        if self._process.stdout is not None:
+            with contextlib.suppress(OSError):  # then an answer takes more reads
+                fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _READ_BYTES)
         self._send(self._bench)
 
     def _end(self) -> int | None:

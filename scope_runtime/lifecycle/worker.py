@@ -7,18 +7,37 @@ ends are the same program of the same user; nothing else can write to these pipe
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from scope_runtime.lifecycle.build import Bench, Built, build
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.pickled import dumps
 from scope_runtime.policy.revision import FileDigests
+from scope_runtime.resolve import OpenFiles
+
+FileList = tuple[tuple[str, str], ...]
 
 LENGTH = struct.Struct("<Q")
+
+
+class Order(NamedTuple):
+    """What to build; and to spare work, which files the policies named, and which arrived before."""
+
+    source: Source
+    named: tuple[str, ...]
+    has_files: FileList
+
+
+class Answer(NamedTuple):
+    """What came of it; the open files apart, and only where they are others than the order says."""
+
+    built: Built
+    files: bytes | None
 
 
 def pack(value: object) -> bytes:
@@ -34,18 +53,27 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that prints may get between the answers
     digests = FileDigests()
+    files = OpenFiles(digests)
     bench = _read(orders)
+    # A collection in the middle of a build would be waited for, one between two builds is not.
+    gc.freeze()
+    gc.disable()
     while isinstance(bench, Bench):
         order = _read(orders)
         if order is None:
             return
-        answers.write(pack(_answer(order, bench, digests)))
+        answers.write(pack(answer(order, bench, digests, files)))
         answers.flush()
+        gc.collect()
 
 
-def _answer(order: tuple[Source, tuple[str, ...]], bench: Bench, digests: FileDigests) -> Built:
-    source, named = order
-    return build(source, bench, digests, named)
+def answer(order: Order, bench: Bench, digests: FileDigests, files: OpenFiles) -> Answer:
+    """Builds what the order says. Never raises for what is wrong with the source."""
+    built = build(order.source, bench, digests, order.named, files)
+    programs = built.programs
+    if programs is None or programs.file_digests == order.has_files:
+        return Answer(built, None)
+    return Answer(built, programs.packed_files())
 
 
 def _read(stream: BinaryIO) -> Any:

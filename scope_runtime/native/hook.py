@@ -78,7 +78,7 @@ class _Span(c.Structure):
 
 
 class HookStats(c.Structure):
-    """``scope_hook_stats``: counters since the hook was made; hook_ns is time inside the hook."""
+    """``scope_hook_stats``: counters since the hook was made; ns inside the hook, of the latest swap, of the longest."""
 
     _fields_ = [
         ("n_ubatches", c.c_uint64),
@@ -87,6 +87,9 @@ class HookStats(c.Structure):
         ("n_unmatched", c.c_uint64),
         ("n_unsteered_columns", c.c_uint64),
         ("hook_ns", c.c_uint64),
+        ("n_swaps", c.c_uint64),
+        ("swap_ns", c.c_uint64),
+        ("swap_ns_max", c.c_uint64),
     ]
 
 

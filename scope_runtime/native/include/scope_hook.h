@@ -212,6 +212,7 @@ typedef struct {
                                    fit neither columns nor outputs, or a point that never came by in its ubatch */
   uint64_t n_unsteered_columns; /* columns without an open request, or raw embeddings */
   uint64_t hook_ns;             /* time spent inside the hook, without its answers to which nodes it wants */
+  uint64_t n_swaps, swap_ns, swap_ns_max; /* programs installed; time inside scope_hook_install: the latest, the most */
 } scope_hook_stats;
 void scope_hook_get_stats(const scope_hook * hook, scope_hook_stats * out);
 

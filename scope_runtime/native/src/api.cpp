@@ -1,4 +1,5 @@
 // scope_hook.h: the C interface over the classes. Nothing is thrown past this file.
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -11,7 +12,7 @@
 #define SCOPE_API extern "C" __attribute__((visibility("default")))
 
 static_assert(sizeof(scope_event) == 96);
-static_assert(sizeof(scope_span) == 16 && sizeof(scope_request_state) == 24 && sizeof(scope_hook_stats) == 48);
+static_assert(sizeof(scope_span) == 16 && sizeof(scope_request_state) == 24 && sizeof(scope_hook_stats) == 72);
 
 namespace {
 
@@ -121,9 +122,11 @@ SCOPE_API int scope_hook_install(scope_hook * hook, scope_program * program, uin
       return fail(SCOPE_E_MISMATCH, text, err, err_bytes);
     }
     auto nothing = program == nullptr ? std::make_unique<scope_program>() : nullptr;
+    const auto began = std::chrono::steady_clock::now();
     if (!hook->slot.install(program != nullptr ? program : nothing.get(), serial))
       return fail(SCOPE_E_STATE, "the serial is 0 or was used before", err, err_bytes);
     (void)nothing.release();
+    hook->stats.note_swap(std::chrono::steady_clock::now() - began);
     return SCOPE_OK;
   });
 }
@@ -288,6 +291,6 @@ SCOPE_API uint64_t scope_hook_dropped(const scope_hook * hook) {
 
 SCOPE_API void scope_hook_get_stats(const scope_hook * hook, scope_hook_stats * out) {
   const scope::Stats & s = hook->stats;
-  *out = {s.n_ubatches.get(),  s.n_columns.get(),           s.n_residuals.get(),
-          s.n_unmatched.get(), s.n_unsteered_columns.get(), s.hook_ns.get()};
+  *out = {s.n_ubatches.get(), s.n_columns.get(), s.n_residuals.get(), s.n_unmatched.get(), s.n_unsteered_columns.get(),
+          s.hook_ns.get(),    s.n_swaps.get(),   s.swap_ns.get(),     s.swap_ns_max.get()};
 }

@@ -21,6 +21,15 @@ Stopwatch::~Stopwatch() {
   ns_.add(static_cast<uint64_t>(steady_ns() - began_));
 }
 
+void Stats::note_swap(std::chrono::nanoseconds took) {
+  const auto ns = static_cast<uint64_t>(took.count());
+  n_swaps.value.fetch_add(1, std::memory_order_relaxed);
+  swap_ns.value.store(ns, std::memory_order_relaxed);
+  uint64_t most = swap_ns_max.get();
+  while (ns > most && !swap_ns_max.value.compare_exchange_weak(most, ns, std::memory_order_relaxed)) {
+  }
+}
+
 void NameRecord::note(const char * name) {
   if (names.size() < max_names && std::find(names.begin(), names.end(), name) == names.end()) names.emplace_back(name);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct Counter {
 
 struct Stats {
   Counter n_ubatches, n_columns, n_residuals, n_unmatched, n_unsteered_columns, hook_ns;
+  Counter n_swaps, swap_ns, swap_ns_max;  ///< written by whoever installs
+  void note_swap(std::chrono::nanoseconds took);
 };
 
 /// Adds the time until it goes out of scope.

@@ -112,3 +112,18 @@ TEST(swap, refuses_what_does_not_fit_or_was_used) {
   CHECK_EQ(scope_sequence_spans(hook.hook, 0, &span, 1), 1u);
   CHECK_EQ(span.serial, 2u);
 }
+
+TEST(swap, each_is_counted_and_timed) {
+  HookUnderTest hook(n_embd, n_layer, 64);
+  scope_hook_stats stats;
+  for (uint64_t n = 1; n <= 3; n++) {
+    CHECK_EQ(hook.install(adds(1.0f)), static_cast<int64_t>(n));
+    scope_hook_get_stats(hook.hook, &stats);
+    CHECK_EQ(stats.n_swaps, n);
+    CHECK(stats.swap_ns <= stats.swap_ns_max);
+    CHECK(stats.swap_ns_max > 0);
+  }
+  CHECK(scope_hook_install(hook.hook, nullptr, 3, nullptr, 0) != SCOPE_OK);  // a serial that was used
+  scope_hook_get_stats(hook.hook, &stats);
+  CHECK_EQ(stats.n_swaps, uint64_t{3});
+}
