@@ -106,7 +106,9 @@ def measure(n_reloads: int, block_s: float, n_threads: int | None, nice: int) ->
                 left = n_reloads - len(found.until_token)
                 found.with_reloads.append(block(runtime, block_s, found, reloads, left))
             found.swap_ms = [
-                event.detail["swap_ms"] for event in runtime.events() if event.what == "swapped"
+                event.detail["hook_swap_ms"]
+                for event in runtime.events()
+                if event.what == "swapped"
             ][1:]
     return found
 

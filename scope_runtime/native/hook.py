@@ -78,7 +78,7 @@ class _Span(c.Structure):
 
 
 class HookStats(c.Structure):
-    """``scope_hook_stats``: counters since the hook was made; ns inside the hook, of the latest swap, of the longest."""
+    """``scope_hook_stats``: counters since the hook was made; ns in the hook, of the latest and longest swap."""
 
     _fields_ = [
         ("n_ubatches", c.c_uint64),
