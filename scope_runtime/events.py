@@ -178,8 +178,8 @@ class EventReader:
         detail: dict[str, Any] = {}
         if program is not None:
             detail["revision"] = program.revision
-            if rule is not None and rule.policy:
-                detail["policy"] = rule.policy
+            if rule is not None:
+                detail["policy"] = rule.policy or program.policy
         if kind is Kind.REQUEST:
             detail |= _summary(raw)
         else:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from scope_runtime.audit.canonical import Body
@@ -17,6 +18,22 @@ from scope_runtime.events import Event, Kind
 
 _MOST_RECORDS_A_BATCH = 1000
 _LONGEST_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHealth:
+    """How a log fares, since it was opened.
+
+    Attributes:
+        lag_s: for how long the oldest event that is not on the disk has waited; 0 where none waits.
+        failed: why the log takes nothing any more; None while it does.
+    """
+
+    n_written: int
+    n_queued: int
+    n_dropped: int
+    lag_s: float
+    failed: str | None
 
 
 class AuditLog:
@@ -44,6 +61,8 @@ class AuditLog:
         self._queue: deque[Body] = deque()
         self._taken_in = 0
         self._settled = 0
+        self._written = 0
+        self._arrivals: deque[tuple[int, float]] = deque()  # (ticket, when), oldest first
         self._dropped = 0
         self._unnoted = 0
         self._unnoted_since = 0.0
@@ -74,6 +93,13 @@ class AuditLog:
         """Why the log takes nothing any more; None while it does."""
         return self._failed
 
+    @property
+    def health(self) -> AuditHealth:
+        """How the log fares now."""
+        with self._changed:
+            lag_s = time.monotonic() - self._arrivals[0][1] if self._arrivals else 0.0
+            return AuditHealth(self._written, self.queued, self._dropped, lag_s, self._failed)
+
     # -- callers
 
     def write(self, events: Sequence[Event]) -> None:
@@ -99,6 +125,7 @@ class AuditLog:
             self._queue.extend(bodies)
             self._taken_in += len(bodies)
             ticket = self._taken_in
+            self._arrivals.append((ticket, time.monotonic()))
             self._changed.notify_all()
             while wait and self._settled < ticket and not self._failed:
                 self._changed.wait()
@@ -165,6 +192,8 @@ class AuditLog:
             with self._changed:
                 if written:
                     self._settled += len(batch)
+                    while self._arrivals and self._arrivals[0][0] <= self._settled:
+                        self._arrivals.popleft()
                 self._changed.notify_all()
 
     def _commit(self, batch: Sequence[Body]) -> bool:
@@ -205,6 +234,7 @@ class AuditLog:
         self._store.append([*lost, *batch])
         with self._changed:
             self._unnoted -= n
+            self._written += len(batch)
 
     def _checkpoint(self) -> None:
         try:

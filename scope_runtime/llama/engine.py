@@ -30,6 +30,7 @@ from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.sampling import Sampling
+from scope_runtime.llama.timing import Timing
 from scope_runtime.llama.turn import Turn
 from scope_runtime.native.hook import LoadedProgram
 from scope_runtime.policy.model import Keep, Mode
@@ -74,6 +75,7 @@ class _Running:
     request: RequestContext
     n_prompt: int
     share: Share
+    timing: Timing
     events: list[Event] = field(default_factory=list)
 
 
@@ -161,6 +163,11 @@ class Engine:
                 hook.unload(loaded)
 
     @property
+    def load(self) -> tuple[int, int]:
+        """How many requests are being answered, and how many wait for their turn."""
+        return int(self._running is not None), self._turn.n_waiting
+
+    @property
     def acknowledged(self) -> bool:
         """Whether the last token was computed under the program that is active now."""
         hook = self.context.live_hook
@@ -227,11 +234,13 @@ class Engine:
         began: Began,
     ) -> Generator[str | Generation]:
         sampling = sampling.settled()
+        timing = Timing()
         with (
             self._turn,
             closing(Sampler(self.context, sampling)) as sampler,
-            self._request(labels, request_id, len(prompt)) as running,
+            self._request(labels, request_id, len(prompt), timing) as running,
         ):
+            timing.begin()
             self._open_stream = me[0]
             yield from self._run(running, prompt, sampling, sampler, cancelled, began)
 
@@ -246,7 +255,11 @@ class Engine:
 
     @contextmanager
     def _request(
-        self, labels: Mapping[str, str], request_id: str | None, n_prompt: int
+        self,
+        labels: Mapping[str, str],
+        request_id: str | None,
+        n_prompt: int,
+        timing: Timing | None = None,
     ) -> Iterator[_Running]:
         """Numbers the request and gives it its program; the caller holds the turn."""
         number = next(self._requests)
@@ -258,6 +271,7 @@ class Engine:
                 identity,
                 n_prompt,
                 self.source.share(*identity),
+                timing or Timing(),
             )
         try:
             yield self._running
@@ -273,7 +287,8 @@ class Engine:
         cancelled: Callable[[], bool],
         began: Began,
     ) -> Iterator[str | Generation]:
-        context, hook = self.context, self.context.live_hook
+        context, hook, timing = self.context, self.context.live_hook, running.timing
+        timing.start()
         reused = self._reuse(prompt)
         hook.request_begin(SEQUENCE, running.number, len(prompt))
         answer = Answer(context, sampling)
@@ -282,6 +297,7 @@ class Engine:
         try:
             pending = prompt[reused:]
             while True:
+                timing.start()
                 logits = self._advance(pending)
                 self._collect(running)
                 if not answer.tokens:
@@ -295,6 +311,7 @@ class Engine:
                 if cancelled():
                     break
                 token = sampler.next()
+                timing.stop()
                 if context.ends(token):
                     finish = "stop"
                     break
@@ -318,6 +335,7 @@ class Engine:
             finish = "error"
             raise
         finally:
+            timing.stop()
             self._held_prompt = min(len(prompt) - 1, len(self._held))
             spans = self.reader.revisions(hook.spans(SEQUENCE))
             hook.request_end(SEQUENCE)
@@ -422,6 +440,7 @@ class Engine:
                 "n_reused": n_reused,
                 "finish_reason": finish,
                 "events_dropped": self.context.live_hook.dropped,
+                "timing": running.timing.record(),
                 "sampling": sampling.record(),
                 **({"exempted": list(share.exempted)} if share.exempted else {}),
                 **({"left_out": dict(share.left_out)} if share.left_out else {}),

@@ -1,0 +1,115 @@
+"""What is read when somebody scrapes: counters that the hook, the lifecycle and the audit log keep themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Metric
+
+from scope_runtime.audit.log import AuditLog
+from scope_runtime.lifecycle.manager import Lifecycle
+from scope_runtime.llama.engine import Engine
+from scope_runtime.metrics import families as f
+from scope_runtime.metrics.families import Family
+
+Samples = Sequence[tuple[tuple[str, ...], float]]
+Reading = tuple[Family, Samples]
+Reader = Callable[[], Iterable[Reading]]
+
+
+class Readers:
+    """A collector of what others count: each reader is called at every scrape, on the scraper's thread.
+
+    Args:
+        registry: where it is registered until it is closed.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._readers: list[Reader] = []
+        registry.register(self)
+
+    def add(self, reader: Reader) -> None:
+        with self._lock:
+            self._readers.append(reader)
+
+    def describe(self) -> Iterable[Metric]:
+        """The registry asks at registration; what there is depends on what runs."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            readings = [reading for reader in self._readers for reading in reader()]
+        for family, samples in readings:
+            # A metric is called without what its samples end in.
+            metric = Metric(family.name.removesuffix("_total"), family.help, str(family.type))
+            for labels, value in samples:
+                metric.add_sample(
+                    family.name, dict(zip(family.labels, labels, strict=True)), float(value)
+                )
+            yield metric
+
+    def close(self) -> None:
+        """After this nothing is read any more: what is read may be freed. Safe to call twice."""
+        with self._lock:
+            if not self._readers:
+                return
+            self._readers.clear()
+        self._registry.unregister(self)
+
+
+def _one(family: Family, value: float) -> Reading:
+    return family, (((), value),)
+
+
+def engine_reader(engine: Engine) -> Reader:
+    """The hook's counters, and the requests at hand."""
+
+    def read() -> Iterator[Reading]:
+        hook = engine.context.live_hook
+        stats = hook.stats
+        processing, deferred = engine.load
+        yield _one(f.HOOK_SECONDS, stats.hook_ns / 1e9)
+        yield _one(f.HOOK_TOKENS, stats.n_columns)
+        yield _one(f.HOOK_UBATCHES, stats.n_ubatches)
+        yield _one(f.UNMATCHED, stats.n_unmatched)
+        yield _one(f.UNSTEERED, stats.n_unsteered_columns)
+        yield _one(f.EVENTS_DROPPED, hook.dropped)
+        yield _one(f.PROCESSING, processing)
+        yield _one(f.DEFERRED, deferred)
+        yield _one(f.ACKNOWLEDGED, engine.acknowledged)
+        yield f.POLICY_INFO, [
+            ((name, revision), 1.0) for name, revision in sorted(engine.source.revisions.items())
+        ]
+
+    return read
+
+
+def lifecycle_reader(lifecycle: Lifecycle) -> Reader:
+    """How the policies fare."""
+
+    def read() -> Iterator[Reading]:
+        last, counts = lifecycle.last, lifecycle.counts
+        yield _one(f.RELOAD_SUCCESS, last is None or last.error is None)
+        yield _one(f.LAST_RELOAD, 0.0 if last is None else last.time)
+        yield f.RELOADS, ((("ok",), counts.ok), (("refused",), counts.refused))
+        yield _one(f.OFF, lifecycle.switch is not None)
+        yield _one(f.HELD, lifecycle.held)
+
+    return read
+
+
+def audit_reader(log: AuditLog) -> Reader:
+    """How the audit log fares."""
+
+    def read() -> Iterator[Reading]:
+        health = log.health
+        yield _one(f.AUDIT_RECORDS, health.n_written)
+        yield _one(f.AUDIT_DROPPED, health.n_dropped)
+        yield _one(f.AUDIT_QUEUED, health.n_queued)
+        yield _one(f.AUDIT_LAG, health.lag_s)
+        yield _one(f.AUDIT_FAILED, health.failed is not None)
+
+    return read
