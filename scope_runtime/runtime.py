@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
+from prometheus_client import CollectorRegistry
 
 from scope_runtime.audit import AuditLog, AuditOptions, MemoryLog
 from scope_runtime.errors import ScopeError, UsageError
@@ -20,6 +21,8 @@ from scope_runtime.llama.context import ContextOptions
 from scope_runtime.llama.engine import Began, Engine, Generation
 from scope_runtime.llama.probe import Proof
 from scope_runtime.llama.sampling import Sampling
+from scope_runtime.metrics import Metrics
+from scope_runtime.metrics.collect import audit_reader, engine_reader
 from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.model import Apply
 from scope_runtime.program import Program
@@ -86,6 +89,7 @@ class Runtime:
         control: Unix socket at which ``scope status``, ``reload``, ``off``, ``on`` and ``rollback`` find this process.
         audit: audit log to append events to (docs/audit.md): its file, or AuditOptions; None keeps them in memory
             only (``events()``).
+        metrics: registry to put metrics into (docs/observability.md), one runtime to each; one of its own by default.
         sinks: where else events go, in this order, after memory and log; closed with the runtime.
         n_ctx: tokens of context.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
@@ -108,6 +112,7 @@ class Runtime:
         state: str | Path | None = None,
         control: str | Path | None = None,
         audit: str | Path | AuditOptions | None = None,
+        metrics: CollectorRegistry | None = None,
         sinks: Sequence[Sink] = (),
         n_ctx: int = 4096,
         n_batch: int = 512,
@@ -121,8 +126,13 @@ class Runtime:
         self._hosted: Hosted | None = None
         self._memory = MemoryLog()
         self._sinks: list[Sink] = [self._memory]
+        # Before the log: what happened is counted even where it cannot be put on record.
+        self._metrics = Metrics(metrics)
+        self._sinks.append(self._metrics.sink)
         if audit is not None:
-            self._sinks.append(AuditLog(audit))
+            log = AuditLog(audit)
+            self._sinks.append(log)
+            self._metrics.read(audit_reader(log))
         self._sinks += sinks
         options = ContextOptions(
             n_ctx=n_ctx,
@@ -140,8 +150,10 @@ class Runtime:
             self.model_digest = f"sha256:{model_digest(Path(model))}"
             self._engine = Engine(model, options, self, self.model_digest, progress=progress)
         except BaseException:
+            self._metrics.close()
             self._close_sinks()
             raise
+        self._metrics.read(engine_reader(self._engine))
         try:
             self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
@@ -185,9 +197,15 @@ class Runtime:
             Source(Path(policy), Path(self._policy_root) if self._policy_root else None),
             Bench(self.shape, self.control_vector_layers, samples),
             watch if isinstance(watch, Options) else Options(),
+            self._metrics,
             state=Path(state) if state is not None else None,
             control=Path(control) if control is not None else None,
         )
+
+    @property
+    def metrics(self) -> CollectorRegistry:
+        """The registry with this runtime's metrics."""
+        return self._metrics.registry
 
     @property
     def hosted(self) -> Hosted:
@@ -423,6 +441,7 @@ class Runtime:
         """Waits for the running request, then frees model and logs. Safe to call twice."""
         if self._hosted is not None:
             self._hosted.close()
+        self._metrics.close()
         self._engine.close()
         self._close_sinks()
 

@@ -12,33 +12,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import Body, FastAPI, Header, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from scope_runtime.errors import Location, ScopeError, UsageError
+from scope_runtime.errors import ScopeError
 from scope_runtime.lifecycle.follow import Follower
+from scope_runtime.lifecycle.listen import Served, unix_socket
 from scope_runtime.lifecycle.manager import Lifecycle
-from scope_runtime.lifecycle.report import metrics_text, plan_data, status_data
+from scope_runtime.lifecycle.probes import add_probes
+from scope_runtime.lifecycle.report import plan_data, status_data
 from scope_runtime.lifecycle.state import StateError
 from scope_runtime.lifecycle.types import Cause, Outcome, StaleRevision
 
-_BACKLOG = 16
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 Why = Annotated[dict[str, str] | None, Body()]
 IfMatch = Annotated[str | None, Header()]
 
 
-def control_app(lifecycle: Lifecycle, follower: Follower) -> FastAPI:
+def control_app(lifecycle: Lifecycle, follower: Follower, registry: CollectorRegistry) -> FastAPI:
     """The routes, to be served at a socket or mounted by a server."""
     app = FastAPI(title="Scope Runtime control", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -46,19 +45,7 @@ def control_app(lifecycle: Lifecycle, follower: Follower) -> FastAPI:
     def refused(request: Request, error: ScopeError) -> JSONResponse:
         return JSONResponse(error.fields() | {"text": str(error)}, status_code=_status_of(error))
 
-    @app.get("/health")
-    def health() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/ready")
-    def ready(response: Response) -> dict[str, object]:
-        loaded = bool(lifecycle.current.policies) or lifecycle.options.fail == "open"
-        response.status_code = 200 if loaded else 503
-        return {"ready": loaded, "revision": lifecycle.revision}
-
-    @app.get("/metrics")
-    def metrics() -> PlainTextResponse:
-        return PlainTextResponse(metrics_text(lifecycle), media_type="text/plain; version=0.0.4")
+    add_probes(app, lifecycle, registry)
 
     @app.get("/-/policies")
     def policies(response: Response) -> dict[str, Any]:
@@ -135,7 +122,7 @@ class _PeerProtocol(H11Protocol):
             self.client = (f"uid {uid}", pid)
 
 
-class ControlServer:
+class ControlServer(Served):
     """Serves the control channel on a thread of its own.
 
     Args:
@@ -145,66 +132,15 @@ class ControlServer:
         UsageError: another process serves there, or the socket cannot be made.
     """
 
-    def __init__(self, path: Path, lifecycle: Lifecycle, follower: Follower) -> None:
+    def __init__(
+        self, path: Path, lifecycle: Lifecycle, follower: Follower, registry: CollectorRegistry
+    ) -> None:
         self.path = path
-        self._socket = _listen(path)
-        config = uvicorn.Config(
-            control_app(lifecycle, follower),
-            http=_PeerProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="scope-control", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
+        app = control_app(lifecycle, follower, registry)
+        super().__init__(app, unix_socket(path), "scope-control", _PeerProtocol)
 
     def close(self) -> None:
         """Lets running requests end, then removes the socket. Safe to call twice."""
-        self._server.should_exit = True
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._socket.close()
+        super().close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
-
-
-def _listen(path: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.is_socket() and not _answers(path):
-            path.unlink()
-        # Born closed to others: the mode of a socket that is changed after bind was open for a moment.
-        before = os.umask(0o177)
-        try:
-            made.bind(str(path))
-        finally:
-            os.umask(before)
-        made.listen(_BACKLOG)
-    except OSError as reason:
-        made.close()
-        raise UsageError(
-            "the control socket cannot be made",
-            location=Location(str(path)),
-            found=reason.strerror or str(reason),
-            hint="Does another process serve there?" if path.exists() else None,
-        ) from None
-    return made
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -16,15 +17,18 @@ from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.state import State
 from scope_runtime.lifecycle.types import Cause, Options, Target
+from scope_runtime.metrics import Metrics
+from scope_runtime.metrics.collect import lifecycle_reader
 
 if TYPE_CHECKING:
-    from scope_runtime.lifecycle.control import ControlServer
+    from scope_runtime.lifecycle.listen import Served
 
 
 class Hosted:
     """A lifecycle with everything that runs beside it.
 
     Args:
+        metrics: of the target; the lifecycle's own join them.
         state: directory where what was in force outlives the process; None forgets it.
         control: Unix socket to serve the control channel at; None serves none.
 
@@ -38,6 +42,7 @@ class Hosted:
         source: Source,
         bench: Bench,
         options: Options,
+        metrics: Metrics,
         *,
         state: Path | None = None,
         control: Path | None = None,
@@ -45,7 +50,9 @@ class Hosted:
         kept = State(state, keep=options.keep) if state is not None else None
         self.lifecycle = Lifecycle(target, source, bench, kept, options)
         self.follower = Follower(self.lifecycle, events=options.events)
-        self.control: ControlServer | None = None
+        self.metrics = metrics
+        self.metrics.read(lifecycle_reader(self.lifecycle))
+        self._served: list[Served] = []
         try:
             self.lifecycle.start()
             self.follower.start()
@@ -53,18 +60,30 @@ class Hosted:
                 # The web server is imported by those who want one.
                 from scope_runtime.lifecycle.control import ControlServer
 
-                self.control = ControlServer(control, self.lifecycle, self.follower)
-                self.control.start()
+                registry = self.metrics.registry
+                self._serve(ControlServer(control, self.lifecycle, self.follower, registry))
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Stops answering, following and compiling, in this order."""
-        if self.control is not None:
-            self.control.close()
+        for served in self._served:
+            served.close()
         self.lifecycle.close()
         self.follower.close()
+
+    def _serve(self, server: Served) -> None:
+        self._served.append(server)
+        server.start()
+
+    def serve_metrics(self, at: socket.socket) -> None:
+        """Serves ``/metrics``, ``/health`` and ``/ready``, and nothing else, at this socket until the end."""
+        from scope_runtime.lifecycle.listen import Served
+        from scope_runtime.lifecycle.probes import probes_app
+
+        app = probes_app(self.lifecycle, self.metrics.registry)
+        self._serve(Served(app, at, "scope-metrics"))
 
     def configured_by(self, config: RuntimeConfig) -> None:
         """Reads the configuration again at each reload: what a reload can take up is taken up, the rest is told."""

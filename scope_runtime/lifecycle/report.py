@@ -1,4 +1,4 @@
-"""What a lifecycle has to say: as data for the control channel, as text for Prometheus."""
+"""What a lifecycle has to say, as data for the control channel."""
 
 from __future__ import annotations
 
@@ -66,54 +66,3 @@ def plan_data(now: ProgramSource, then: ProgramSource) -> dict[str, Any]:
         "removed": sorted(set(before) - set(after)),
         "changed": sorted(name for name in before if after.get(name, before[name]) != before[name]),
     }
-
-
-def metrics_text(lifecycle: Lifecycle) -> str:
-    """The lifecycle's metrics in Prometheus' text format."""
-    last, counts = lifecycle.last, lifecycle.counts
-    families: list[tuple[str, str, str, list[tuple[str, float]]]] = [
-        (
-            "scope_policy_reload_success",
-            "gauge",
-            "Whether the latest attempt to load the policies went well.",
-            [("", float(last is None or last.error is None))],
-        ),
-        (
-            "scope_policy_reloads_total",
-            "counter",
-            "Attempts to load the policies, by result.",
-            [('{result="ok"}', counts.ok), ('{result="refused"}', counts.refused)],
-        ),
-        (
-            "scope_policy_last_reload_timestamp_seconds",
-            "gauge",
-            "When the policies were last tried to load.",
-            [("", 0.0 if last is None else last.time)],
-        ),
-        (
-            "scope_steering_off",
-            "gauge",
-            "Whether all steering is switched off.",
-            [("", float(lifecycle.switch is not None))],
-        ),
-        (
-            "scope_policy_held",
-            "gauge",
-            "Whether an older revision was chosen over what lies at the source.",
-            [("", float(lifecycle.held))],
-        ),
-        (
-            "scope_policy_info",
-            "gauge",
-            "The policies that are loaded.",
-            [
-                (f'{{policy="{name}",revision="{revision}"}}', 1.0)
-                for name, revision in sorted(lifecycle.current.revisions.items())
-            ],
-        ),
-    ]
-    lines = []
-    for name, kind, words, samples in families:
-        lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{labels} {value:.15g}" for labels, value in samples]
-    return "\n".join(lines) + "\n"

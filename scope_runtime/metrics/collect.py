@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Metric
 
-from scope_runtime.audit.log import AuditLog
-from scope_runtime.lifecycle.manager import Lifecycle
-from scope_runtime.llama.engine import Engine
 from scope_runtime.metrics import families as f
 from scope_runtime.metrics.families import Family
+
+if TYPE_CHECKING:
+    from scope_runtime.audit.log import AuditLog
+    from scope_runtime.lifecycle.manager import Lifecycle
+    from scope_runtime.llama.engine import Engine
 
 Samples = Sequence[tuple[tuple[str, ...], float]]
 Reading = tuple[Family, Samples]
@@ -80,9 +83,10 @@ def engine_reader(engine: Engine) -> Reader:
         yield _one(f.PROCESSING, processing)
         yield _one(f.DEFERRED, deferred)
         yield _one(f.ACKNOWLEDGED, engine.acknowledged)
-        yield f.POLICY_INFO, [
-            ((name, revision), 1.0) for name, revision in sorted(engine.source.revisions.items())
-        ]
+        yield (
+            f.POLICY_INFO,
+            [((name, revision), 1.0) for name, revision in sorted(engine.source.revisions.items())],
+        )
 
     return read
 

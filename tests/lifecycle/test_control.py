@@ -103,7 +103,7 @@ def test_off_and_on_by_command(site: Site, scope: Scope) -> None:
         metrics = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket_of(site))))
         with metrics:
             text = metrics.get("http://scope/metrics").text
-        assert "scope_steering_off 1\n" in text
+        assert "scope_steering_off 1.0\n" in text
         assert "OFF" not in scope("on", *control).stdout
         assert runtime.generate(PROMPT, max_tokens=1).revisions[0].revision == revision(site)
 

@@ -1,0 +1,160 @@
+"""Sockets to serve at, and a web server on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from scope_runtime.errors import Location, UsageError
+
+LOOPBACK = "127.0.0.1"
+_BACKLOG = 16
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]*)):(?P<port>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and a TCP port; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """``HOST:PORT``, ``[IPv6]:PORT``; without a host the loopback, never every interface.
+
+        Raises:
+            UsageError: it is none.
+        """
+        found = _ADDRESS.fullmatch(text)
+        if found is None or int(found["port"]) > 65535:
+            raise UsageError(
+                "not an address to listen at", found=text, expected="HOST:PORT, or :PORT"
+            )
+        return cls(found["six"] or found["host"] or LOOPBACK, int(found["port"]))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def tcp_socket(address: Address) -> socket.socket:
+    """Takes the address; nobody can connect before a server is started on it. Raises UsageError."""
+    try:
+        ((family, kind, _, _, place), *_) = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        made = socket.socket(family, kind)
+    except OSError as reason:
+        raise _unusable(address, reason) from None
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(place)
+    except OSError as reason:
+        made.close()
+        raise _unusable(address, reason) from None
+    return made
+
+
+def _unusable(address: Address, reason: OSError) -> UsageError:
+    return UsageError(
+        f"cannot listen at {address}",
+        found=reason.strerror or str(reason),
+        hint="Does another process listen there?",
+    )
+
+
+def unix_socket(path: Path) -> socket.socket:
+    """A socket that only its owner can open; its directory is made if missing, a dead one is replaced.
+
+    Raises:
+        UsageError: another process serves there, or it cannot be made.
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        # Born closed to others: the mode of a socket that is changed after bind was open for a moment.
+        before = os.umask(0o177)
+        try:
+            made.bind(str(path))
+        finally:
+            os.umask(before)
+        made.listen(_BACKLOG)
+    except OSError as reason:
+        made.close()
+        raise UsageError(
+            "the control socket cannot be made",
+            location=Location(str(path)),
+            found=reason.strerror or str(reason),
+            hint="Does another process serve there?" if path.exists() else None,
+        ) from None
+    return made
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+class Served:
+    """An application served at a socket, on a thread of its own.
+
+    Args:
+        name: the thread's.
+        protocol: how uvicorn reads HTTP.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        at: socket.socket,
+        name: str,
+        protocol: type[asyncio.Protocol] | str = "h11",
+    ) -> None:
+        self._socket = at
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, if that is TCP: the port that port 0 became."""
+        host, port = self._socket.getsockname()[:2]
+        return Address(host, port)
+
+    def close(self) -> None:
+        """Lets running requests end. Safe to call twice."""
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            self._socket.close()

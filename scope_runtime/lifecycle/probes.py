@@ -1,0 +1,38 @@
+"""What probes and Prometheus ask: ``/health``, ``/ready``, ``/metrics``. They change nothing and tell no secrets."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI, Header
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry
+
+from scope_runtime.lifecycle.manager import Lifecycle
+from scope_runtime.metrics import exposition
+
+
+def add_probes(app: FastAPI, lifecycle: Lifecycle, registry: CollectorRegistry) -> None:
+    """Adds the three routes."""
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/ready")
+    def ready(response: Response) -> dict[str, object]:
+        loaded = bool(lifecycle.current.policies) or lifecycle.options.fail == "open"
+        response.status_code = 200 if loaded else 503
+        return {"ready": loaded, "revision": lifecycle.revision}
+
+    @app.get("/metrics")
+    def metrics(accept: Annotated[str | None, Header()] = None) -> Response:
+        text, content_type = exposition(registry, accept)
+        return Response(text, headers={"Content-Type": content_type})
+
+
+def probes_app(lifecycle: Lifecycle, registry: CollectorRegistry) -> FastAPI:
+    """The three routes and nothing else: what may be served beyond the process's owner."""
+    app = FastAPI(title="Scope Runtime", docs_url=None, redoc_url=None, openapi_url=None)
+    add_probes(app, lifecycle, registry)
+    return app
