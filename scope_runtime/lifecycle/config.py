@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
+from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.types import Options
 from scope_runtime.policy.schema import schema, schema_findings
 from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, Document, KeyPath, Mark, decode, parse
@@ -31,6 +32,7 @@ class RuntimeConfig:
     state: Path | None
     control: Path | None
     audit: Path | None
+    metrics: Address | None
     options: Options
     tree: Any
     marks: Mapping[KeyPath, Mark]
@@ -140,6 +142,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         policy_root=beside(policy.get("root")),
         state=beside(policy.get("state")),
         control=beside(spec.get("control", {}).get("socket")),
+        metrics=Address.parse(spec["metrics"]["listen"]) if "metrics" in spec else None,
         audit=beside(spec.get("audit", {}).get("path")),
         options=Options(
             poll_s=float(policy.get("poll_s", standard.poll_s)),

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from scope_runtime.errors import UsageError
+from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.build import Bench
 from scope_runtime.lifecycle.config import RuntimeConfig, load_config
 from scope_runtime.lifecycle.follow import Follower
@@ -53,6 +54,7 @@ class Hosted:
         self.metrics = metrics
         self.metrics.read(lifecycle_reader(self.lifecycle))
         self._served: list[Served] = []
+        self._metrics_address: Address | None = None
         try:
             self.lifecycle.start()
             self.follower.start()
@@ -83,7 +85,16 @@ class Hosted:
         from scope_runtime.lifecycle.probes import probes_app
 
         app = probes_app(self.lifecycle, self.metrics.registry)
-        self._serve(Served(app, at, "scope-metrics"))
+        server = Served(app, at, "scope-metrics")
+        self._metrics_address = server.address
+        self._serve(server)
+
+    @property
+    def metrics_address(self) -> Address:
+        """Where it does; raises UsageError where it does not."""
+        if self._metrics_address is None:
+            raise UsageError("metrics are not served over TCP", hint="Set spec.metrics.listen")
+        return self._metrics_address
 
     def configured_by(self, config: RuntimeConfig) -> None:
         """Reads the configuration again at each reload: what a reload can take up is taken up, the rest is told."""

@@ -93,6 +93,7 @@ class MetricsSink:
         return self._name(str(event.detail.get("policy") or ""), event.rule or "")
 
     def _rule(self, event: Event) -> None:
+        self._ended(event)
         policy, rule = self._named(event)
         detail, mode = event.detail, event.mode or ""
         labels = (policy, rule, event.op or "", mode)
@@ -109,10 +110,14 @@ class MetricsSink:
         ):
             self._dose.labels(policy, rule, mode).observe(dose)
 
+    def _ended(self, event: Event) -> None:
+        """What the rules did is told when a request ends; nothing fires in it any more."""
+        for alert in self._fires.pop(event.request_id or "", ()):
+            self._firing.labels(*alert).dec()
+
     def _request(self, event: Event) -> None:
         detail = event.detail
-        for policy, rule, severity in self._fires.pop(event.request_id or "", ()):
-            self._firing.labels(policy, rule, severity).dec()
+        self._ended(event)
         self._requests.labels(detail["finish_reason"]).inc()
         self._reused_tokens.inc(detail["n_reused"])
         self._prompt_tokens.inc(detail["n_prompt"] - detail["n_reused"])
