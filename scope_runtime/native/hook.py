@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from scope_runtime.errors import HookError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 UNKNOWN_SERIAL = 2**64 - 1
 ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY = 1, 2, 4
 
@@ -156,6 +156,14 @@ def _declare(lib: c.CDLL) -> None:
         "scope_hook_new": (c.c_int, (u32, u32, u32, c.POINTER(vp), *err)),
         "scope_hook_free": (None, (vp,)),
         "scope_hook_install": (c.c_int, (vp, vp, u64, *err)),
+        "scope_hook_hold": (c.c_int, (vp, vp, u64, *err)),
+        "scope_hook_release": (c.c_int, (vp, u64)),
+        "scope_hook_assign": (
+            c.c_int,
+            (vp, u64, _i32p, c.POINTER(u64), size, c.POINTER(u64), *err),
+        ),
+        "scope_hook_in_force": (c.c_int, (vp,)),
+        "scope_hook_assignment": (u64, (vp,)),
         "scope_hook_collect": (size, (vp,)),
         "scope_hook_acknowledged": (u64, (vp,)),
         "scope_attach": (c.c_int, (vp, vp, *err)),
@@ -291,10 +299,20 @@ class Hook:
         One that was loaded before is the hook's from here on, whatever comes of it. Raises HookError and changes
         nothing when the blob is not sound or does not fit the model.
         """
+        return self._hand_over(blob, self._lib.scope_hook_install)
+
+    def hold(self, blob: bytes | LoadedProgram) -> int:
+        """Loads and checks a program for ``assign``, kept until ``release``; returns its serial.
+
+        Errors are install's.
+        """
+        return self._hand_over(blob, self._lib.scope_hook_hold)
+
+    def _hand_over(self, blob: bytes | LoadedProgram, take: Callable[..., int]) -> int:
         loaded = blob if isinstance(blob, LoadedProgram) else self.load(blob)
         program = c.c_void_p(loaded.address)
         serial = self._serial + 1
-        code = self._lib.scope_hook_install(self.handle, program, serial, self._error, _ERR_BYTES)
+        code = take(self.handle, program, serial, self._error, _ERR_BYTES)
         if code < 0:
             self._lib.scope_program_free(program)
             self._check(code)
@@ -302,13 +320,49 @@ class Hook:
         self._lib.scope_hook_collect(self.handle)
         return serial
 
+    def release(self, serial: int) -> None:
+        """Lets go of a held program: it is freed once nothing runs under it. Raises HookError where it is not held."""
+        if self._lib.scope_hook_release(self.handle, serial) < 0:
+            raise HookError(f"program {serial} is not held")
+
+    def assign(self, programs: Mapping[int, int], others: int = 0) -> int:
+        """From the next ubatch on each sequence runs under its serial, all others under ``others`` (0: nothing).
+
+        All of them change at once. Returns the assignment's number. Raises HookError and changes nothing where a
+        serial is neither held nor in force.
+        """
+        number = c.c_uint64()
+        self._check(
+            self._lib.scope_hook_assign(
+                self.handle,
+                others,
+                _ints(list(programs)),
+                (c.c_uint64 * len(programs))(*programs.values()),
+                len(programs),
+                c.byref(number),
+                self._error,
+                _ERR_BYTES,
+            )
+        )
+        return number.value
+
+    @property
+    def in_force(self) -> bool:
+        """Whether every token from now on, and the ones under way, are computed under the newest assignment."""
+        return bool(self._lib.scope_hook_in_force(self.handle))
+
+    @property
+    def assignment(self) -> int:
+        """Number of the assignment that the last ubatch ran under; 0 before the first."""
+        return int(self._lib.scope_hook_assignment(self.handle))
+
     def collect(self) -> int:
         """Frees retired programs; returns how many must still wait."""
         return int(self._lib.scope_hook_collect(self.handle))
 
     @property
     def acknowledged(self) -> int:
-        """Serial that the last ubatch ran under; 0 before the first."""
+        """Serial that the last ubatch gave to sequences without one of their own; 0 before the first."""
         return int(self._lib.scope_hook_acknowledged(self.handle))
 
     # -- attach

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define SCOPE_ABI_VERSION 1u
+#define SCOPE_ABI_VERSION 2u
 
 typedef struct scope_hook scope_hook;
 typedef struct scope_program scope_program;
@@ -37,7 +37,7 @@ const char * scope_build_info(void);
 
 /* Checks every count and offset, the checksum, finite numbers, then copies. [any] */
 int scope_program_load(const void * data, size_t n_bytes, scope_program ** out, char * err, size_t err_bytes);
-/* Only for a program that was never installed. */
+/* Only for a program that the hook did not take. */
 void scope_program_free(scope_program * program);
 
 /* -- hook ----------------------------------------------------------------------------------------------------- */
@@ -49,13 +49,32 @@ int scope_hook_new(uint32_t n_embd, uint32_t n_layer, uint32_t ring_events, scop
 /* The context must be gone (or its callback cleared) before. */
 void scope_hook_free(scope_hook * hook);
 
-/* Makes `program` the one that every ubatch from the next on runs under: one atomic pointer. Takes ownership on
- * success. NULL: nothing. `serial` names it in events and spans; must be > 0 and new. [any] */
+/* -- which sequence runs under which program. An assignment says it for all of them; it is never changed, only replaced
+ * as a whole, by one atomic pointer, between two ubatches: no ubatch sees two. `serial` names a program in events and
+ * spans and must be above every one before. NULL is a program that does nothing. [any] */
+
+/* Makes `program` that of every sequence from the next ubatch on. Takes ownership on success; it is freed when nothing
+ * runs under it any more. */
 int scope_hook_install(scope_hook * hook, scope_program * program, uint64_t serial, char * err, size_t err_bytes);
-/* Frees retired programs that no ubatch can still see; returns how many are left waiting. [any] */
+/* Takes ownership of a program that is to be assigned, and keeps it until it is released. */
+int scope_hook_hold(scope_hook * hook, scope_program * program, uint64_t serial, char * err, size_t err_bytes);
+/* Lets go of one: freed when no assignment names it and no ubatch sees it. SCOPE_E_STATE: it is not held. */
+int scope_hook_release(scope_hook * hook, uint64_t serial);
+/* From the next ubatch on seq[i] runs under serial[i], and every other sequence under `others`; 0 is nothing. Each must
+ * be held or in the assignment before. `number` (may be NULL) becomes this assignment's number. A column that belongs
+ * to requests of several sequences is steered only if all of them run under one program; else it is left alone and
+ * counts as unmatched. */
+int scope_hook_assign(scope_hook * hook, uint64_t others, const int32_t * seq, const uint64_t * serial, size_t n,
+                      uint64_t * number, char * err, size_t err_bytes);
+/* 1 if the ubatch that is under way, and every one from now on, runs under the newest assignment; 0 if one is still
+ * under way that does not. */
+int scope_hook_in_force(scope_hook * hook);
+/* Frees what no ubatch can still see; returns how many assignments must wait. */
 size_t scope_hook_collect(scope_hook * hook);
-/* Serial of the program that the last begun ubatch ran under (0: none yet). [any] */
+/* Serial that the last begun ubatch gave to sequences that nothing else was said about (0: none yet), and the number of
+ * the assignment it ran under. */
 uint64_t scope_hook_acknowledged(const scope_hook * hook);
+uint64_t scope_hook_assignment(const scope_hook * hook);
 
 /* -- attach: see attach.cpp -------------------------------------------------------------------------------------- */
 
@@ -102,7 +121,7 @@ size_t scope_hook_names(const scope_hook * hook, char * out, size_t n_bytes);
  * n_ubatch tokens a decode) and offline. `output` may be NULL: all wanted. [decode] */
 int scope_hook_columns(scope_hook * hook, uint32_t n, const int32_t * tokens, const int32_t * pos, const int32_t * seq,
                        const int8_t * output);
-/* Runs the current program at one hook point on (n_rows, n_embd) row-major residuals, in place. n_rows must be the
+/* Runs the current programs at one hook point on (n_rows, n_embd) row-major residuals, in place. n_rows must be the
  * ubatch's columns, or its output columns (last block). Returns 1 if anything was changed, 0 if not, < 0 on error.
  * [decode] */
 int scope_hook_residual(scope_hook * hook, int32_t layer, float * h, uint32_t n_rows);
@@ -182,7 +201,7 @@ enum scope_event_kind {
   SCOPE_EVENT_REQUEST_END = 4, /* n_tokens: columns counted in the request */
   SCOPE_EVENT_DOSE_EXCESS = 5 /* first time in a request that the dose limit acted; dose_max holds the dose asked for */
 };
-typedef struct { /* 96 bytes, fixed for ABI version 1 */
+typedef struct { /* 96 bytes, fixed for ABI versions 1 and 2 */
   uint32_t kind;
   int32_t sequence;
   uint64_t request_id;
@@ -209,10 +228,12 @@ uint64_t scope_hook_dropped(const scope_hook * hook);
 typedef struct {
   uint64_t n_ubatches, n_columns, n_residuals; /* residuals: hook points visited */
   uint64_t n_unmatched;         /* hook points that were not steered though they should have been: an error. Rows that
-                                   fit neither columns nor outputs, or a point that never came by in its ubatch */
+                                   fit neither columns nor outputs, a program's point that never came by in its ubatch, or
+                                   columns that requests under different programs share */
   uint64_t n_unsteered_columns; /* columns without an open request, or raw embeddings */
   uint64_t hook_ns;             /* time spent inside the hook, without its answers to which nodes it wants */
-  uint64_t n_swaps, swap_ns, swap_ns_max; /* programs installed; time inside scope_hook_install: the latest, the most */
+  uint64_t n_swaps, swap_ns,
+      swap_ns_max; /* assignments published (installs too); time that took: the latest, the most */
 } scope_hook_stats;
 void scope_hook_get_stats(const scope_hook * hook, scope_hook_stats * out);
 

@@ -88,7 +88,7 @@ SCOPE_API int scope_program_load(const void * data, size_t n_bytes, scope_progra
   if (out == nullptr) return SCOPE_E_INVALID;
   return guarded(err, err_bytes, [&] {
     *out = nullptr;
-    *out = new scope_program{scope::Program::load(data, n_bytes), 0};
+    *out = new scope_program{scope::Program::load(data, n_bytes)};
     return SCOPE_OK;
   });
 }
@@ -111,24 +111,79 @@ SCOPE_API int scope_hook_new(uint32_t n_embd, uint32_t n_layer, uint32_t ring_ev
   });
 }
 
-SCOPE_API int scope_hook_install(scope_hook * hook, scope_program * program, uint64_t serial, char * err,
-                                 size_t err_bytes) {
+namespace {
+
+/// Whether the hook's model can run it; null always.
+int check_fit(const scope_hook & hook, const scope_program * program, char * err, size_t err_bytes) {
+  if (program == nullptr || hook.fits(*program->program)) return SCOPE_OK;
+  char text[160];
+  std::snprintf(text, sizeof text, "the program is for width %u and %u blocks, the model has width %u and %u blocks",
+                program->program->n_embd(), program->program->n_layer(), hook.n_embd, hook.n_layer);
+  return fail(SCOPE_E_MISMATCH, text, err, err_bytes);
+}
+
+/// Runs what publishes an assignment, and notes how long that took if it did.
+template <typename Publish>
+auto timed(scope_hook & hook, Publish && publish) {
+  const auto began = std::chrono::steady_clock::now();
+  const auto published = publish();
+  if (published) hook.stats.note_swap(std::chrono::steady_clock::now() - began);
+  return published;
+}
+
+/// Hands a program over by `take(program, serial)`; the handle is gone on success.
+template <typename Take>
+int hand_over(scope_hook * hook, scope_program * program, uint64_t serial, char * err, size_t err_bytes, Take && take) {
   return guarded(err, err_bytes, [&]() -> int {
-    if (program != nullptr && !hook->fits(*program->program)) {
-      char text[160];
-      std::snprintf(text, sizeof text,
-                    "the program is for width %u and %u blocks, the model has width %u and %u blocks",
-                    program->program->n_embd(), program->program->n_layer(), hook->n_embd, hook->n_layer);
-      return fail(SCOPE_E_MISMATCH, text, err, err_bytes);
-    }
-    auto nothing = program == nullptr ? std::make_unique<scope_program>() : nullptr;
-    const auto began = std::chrono::steady_clock::now();
-    if (!hook->slot.install(program != nullptr ? program : nothing.get(), serial))
-      return fail(SCOPE_E_STATE, "the serial is 0 or was used before", err, err_bytes);
-    (void)nothing.release();
-    hook->stats.note_swap(std::chrono::steady_clock::now() - began);
+    if (const int code = check_fit(*hook, program, err, err_bytes); code != SCOPE_OK) return code;
+    if (!take(program != nullptr ? program->program : nullptr, serial))
+      return fail(SCOPE_E_STATE, "the serial is 0 or not above those before", err, err_bytes);
+    delete program;
     return SCOPE_OK;
   });
+}
+
+}  // namespace
+
+SCOPE_API int scope_hook_install(scope_hook * hook, scope_program * program, uint64_t serial, char * err,
+                                 size_t err_bytes) {
+  return hand_over(hook, program, serial, err, err_bytes, [&](auto taken, uint64_t s) {
+    return timed(*hook, [&] { return hook->slot.install(std::move(taken), s); });
+  });
+}
+
+SCOPE_API int scope_hook_hold(scope_hook * hook, scope_program * program, uint64_t serial, char * err,
+                              size_t err_bytes) {
+  return hand_over(hook, program, serial, err, err_bytes,
+                   [&](auto taken, uint64_t s) { return hook->slot.hold(std::move(taken), s); });
+}
+
+SCOPE_API int scope_hook_release(scope_hook * hook, uint64_t serial) {
+  return guarded([&] { return hook->slot.release(serial) ? SCOPE_OK : SCOPE_E_STATE; });
+}
+
+SCOPE_API int scope_hook_assign(scope_hook * hook, uint64_t others, const int32_t * seq, const uint64_t * serial,
+                                size_t n, uint64_t * number, char * err, size_t err_bytes) {
+  return guarded(err, err_bytes, [&]() -> int {
+    if (n > 0 && (seq == nullptr || serial == nullptr)) throw std::invalid_argument("an assignment without its arrays");
+    std::vector<scope::Assigned> assigned(n);
+    for (size_t i = 0; i < n; i++) {
+      if (seq[i] < 0 || seq[i] >= scope::max_sequences) throw std::invalid_argument("a sequence is out of range");
+      assigned[i] = {seq[i], serial[i]};
+    }
+    const uint64_t published = timed(*hook, [&] { return hook->slot.assign(others, assigned); });
+    if (published == 0) return fail(SCOPE_E_STATE, "a program is neither held nor in force", err, err_bytes);
+    if (number != nullptr) *number = published;
+    return SCOPE_OK;
+  });
+}
+
+SCOPE_API int scope_hook_in_force(scope_hook * hook) {
+  return guarded([&] { return hook->slot.in_force() ? 1 : 0; });
+}
+
+SCOPE_API uint64_t scope_hook_assignment(const scope_hook * hook) {
+  return hook->assignment_acknowledged.load(std::memory_order_acquire);
 }
 
 SCOPE_API size_t scope_hook_collect(scope_hook * hook) {

@@ -23,9 +23,10 @@ void raise(float & to, float value) {
 
 class PointRun {
  public:
-  PointRun(Ubatch & u, uint32_t point, const Rows & rows, float * h, Scratch & scratch)
+  PointRun(Ubatch & u, uint32_t lane, uint32_t point, const Rows & rows, float * h, Scratch & scratch)
       : u_(u),
-        program_(*u.program),
+        lane_(lane),
+        program_(*u.lane(lane).program),
         point_(program_.points[point]),
         plan_(program_.point_plans[point]),
         rows_(rows),
@@ -38,18 +39,14 @@ class PointRun {
   }
 
   // All activations and triggers are taken from the residual as it came in, before anything is added to it.
-  Rows all() {
+  void all(Rows & changed) {
     measure();
     answer_topk(program_, scratch_.questions);
     for (const uint32_t trigger : plan_.triggers) fold_trigger(trigger);
-    Rows changed{rows_.of_outputs, 0, 0};
     for (uint32_t row = rows_.first; row < rows_.end(); row++) {
       const uint32_t c = rows_.column(u_, row);
-      if (u_.steered[c] == 0 || !change(c, row)) continue;
-      if (changed.n == 0) changed.first = row;
-      changed.n = row + 1 - changed.first;
+      if (u_.lane_of[c] == lane_ && change(c, row)) changed.include(row);
     }
-    return changed;
   }
 
  private:
@@ -60,7 +57,7 @@ class PointRun {
     const uint32_t end = point_.first_feature + point_.n_features;
     for (uint32_t row = rows_.first; row < rows_.end(); row++) {
       const uint32_t c = rows_.column(u_, row);
-      if (u_.steered[c] == 0) continue;
+      if (u_.lane_of[c] != lane_) continue;
       const RuleMeasure * rules = u_.rules_at(c);
       for (uint32_t f = point_.first_feature; f < end; f++) {
         const FeaturePlan & plan = program_.feature_plans[f];
@@ -92,7 +89,7 @@ class PointRun {
     const std::vector<uint32_t> & alerts = program_.alerts_of_trigger[t];
     // Every steered column, not only those with a row: a token that was not measured keeps the state before it.
     for (uint32_t c = 0; c < u_.size(); c++) {
-      if (u_.steered[c] == 0) continue;
+      if (u_.lane_of[c] != lane_) continue;
       TriggerState & state = u_.triggers_at(c)[t];
       state = u_.state_before(c, t);
       if (!has_row(c)) continue;
@@ -243,7 +240,7 @@ class PointRun {
     float kept = 1.0f;
     bool limited = false;
     if (program_.on_excess() != SCOPE_EXCESS_NONE && dose > program_.dose_max()) {
-      if (u_.excess[c].layer == no_layer) u_.excess[c] = {point_.layer, dose};
+      if (u_.excess_at(c).layer == no_layer) u_.excess_at(c) = {point_.layer, dose};
       limited = program_.on_excess() != SCOPE_EXCESS_WARN;
       if (program_.on_excess() == SCOPE_EXCESS_CLAMP) kept = program_.dose_max() * h_norm / total_norm;
       if (program_.on_excess() == SCOPE_EXCESS_ABORT) kept = 0.0f;
@@ -264,6 +261,7 @@ class PointRun {
   }
 
   Ubatch & u_;
+  const uint32_t lane_;
   const Program & program_;
   const scope_point & point_;
   const PointPlan & plan_;
@@ -276,20 +274,29 @@ class PointRun {
 
 }  // namespace
 
-Rows rows_wanted(const Ubatch & u, uint32_t point, const Rows & all) {
-  const PointPlan & plan = u.program->point_plans[point];
+Rows rows_wanted(const Ubatch & u, int32_t layer, const Rows & all) {
   Rows out{all.of_outputs, all.first, 0};
-  for (uint32_t row = all.first; row < all.end(); row++) {
-    const uint32_t c = all.column(u, row);
-    if (u.steered[c] == 0 || !(plan.always || any_in_scope(plan.rules, u.rules_at(c)))) continue;
-    if (out.n == 0) out.first = row;
-    out.n = row + 1 - out.first;
+  for (uint32_t l = 0; l < u.n_lanes(); l++) {
+    const uint32_t point = u.lane(l).point_at(layer);
+    if (point == SCOPE_NONE) continue;
+    const PointPlan & plan = u.lane(l).program->point_plans[point];
+    for (uint32_t row = all.first; row < all.end(); row++) {
+      const uint32_t c = all.column(u, row);
+      if (u.lane_of[c] == l && (plan.always || any_in_scope(plan.rules, u.rules_at(c)))) out.include(row);
+    }
   }
   return out;
 }
 
-Rows apply_point(Ubatch & ubatch, uint32_t point, const Rows & rows, float * h, Scratch & scratch) {
-  return PointRun(ubatch, point, rows, h, scratch).all();
+Rows apply_layer(Ubatch & u, int32_t layer, const Rows & rows, float * h, Scratch & scratch) {
+  Rows changed{rows.of_outputs, rows.first, 0};
+  for (uint32_t l = 0; l < u.n_lanes(); l++) {
+    const uint32_t point = u.lane(l).point_at(layer);
+    if (point == SCOPE_NONE) continue;
+    u.lane(l).visited[point] = 1;
+    PointRun(u, l, point, rows, h, scratch).all(changed);
+  }
+  return changed;
 }
 
 }  // namespace scope

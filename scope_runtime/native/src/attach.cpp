@@ -99,7 +99,7 @@ void begin_ubatch(scope_hook & hook, const void * ubatch) {
   }
   hook.attached.fetch_or(SCOPE_ATTACH_COLUMNS);
 
-  ReadColumns read;
+  ReadColumns & read = hook.read;
   const bool sound = read_columns(ubatch, read);
   Ubatch & u = hook.ubatch;
   // Begun by hand for this very batch, before it was known that the columns come by themselves: it is the same ubatch.
@@ -109,8 +109,9 @@ void begin_ubatch(scope_hook & hook, const void * ubatch) {
     hook.stats.n_unmatched.add(1);
     return;
   }
-  u.columns = std::move(read.columns);
-  u.shared = std::move(read.shared);
+  // Swapped, so that no ubatch allocates once there has been a larger one.
+  u.columns.swap(read.columns);
+  u.shared.swap(read.shared);
   hook.begin(false, read.raw_embeddings);
 }
 

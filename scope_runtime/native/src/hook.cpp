@@ -41,26 +41,32 @@ scope_hook::scope_hook(uint32_t n_embd_, uint32_t n_layer_, uint32_t ring_events
 
 void scope_hook::begin(bool by_hand, bool raw_embeddings) {
   scope::Ubatch & u = ubatch;
-  const scope_program * installed = slot.pin();
-  u.program = installed != nullptr ? installed->program.get() : nullptr;
-  u.serial = installed != nullptr ? installed->serial : 0;
+  const scope::Assignment & assignment = slot.pin();
   u.by_hand = by_hand;
   u.raw_embeddings = raw_embeddings;
-  sequences.begin(u);
+  sequences.begin(u, assignment);
   u.prepare();
   u.open = true;
-  acknowledged.store(u.serial, std::memory_order_release);
+  acknowledged.store(assignment.programs.front().serial, std::memory_order_release);
+  assignment_acknowledged.store(assignment.number, std::memory_order_release);
   stats.n_ubatches.add(1);
   stats.n_columns.add(u.size());
-  stats.n_unsteered_columns.add(static_cast<uint64_t>(std::count(u.steered.begin(), u.steered.end(), 0)));
+  stats.n_unsteered_columns.add(static_cast<uint64_t>(std::count(u.lane_of.begin(), u.lane_of.end(), SCOPE_NONE)));
+  stats.n_unmatched.add(u.n_conflicts);
 }
 
 bool scope_hook::wants(int32_t layer) const {
-  return wants_any() && ubatch.program->point_at(layer) != SCOPE_NONE;
+  if (!ubatch.open) return false;
+  for (uint32_t l = 0; l < ubatch.n_lanes(); l++)
+    if (ubatch.lane(l).point_at(layer) != SCOPE_NONE) return true;
+  return false;
 }
 
 bool scope_hook::wants_any() const {
-  return ubatch.open && ubatch.any_steered && ubatch.program != nullptr && ubatch.program->points.size > 0;
+  if (!ubatch.open) return false;
+  for (uint32_t l = 0; l < ubatch.n_lanes(); l++)
+    if (!ubatch.lane(l).visited.empty()) return true;
+  return false;
 }
 
 bool scope_hook::visit(int32_t layer, uint32_t n_rows, scope::Rows & out) {
@@ -72,16 +78,12 @@ bool scope_hook::visit(int32_t layer, uint32_t n_rows, scope::Rows & out) {
     return false;
   }
   ubatch.last_layer = layer;
-  if (!wants(layer)) return true;
-  out = scope::rows_wanted(ubatch, ubatch.program->point_at(layer), {of_outputs, 0, n_rows});
+  out = scope::rows_wanted(ubatch, layer, {of_outputs, 0, n_rows});
   return true;
 }
 
 scope::Rows scope_hook::apply(int32_t layer, const scope::Rows & wanted, float * h) {
-  if (!wants(layer)) return {};
-  const uint32_t point = ubatch.program->point_at(layer);
-  ubatch.visited[point] = 1;
-  return scope::apply_point(ubatch, point, wanted, h, scratch_);
+  return ubatch.open ? scope::apply_layer(ubatch, layer, wanted, h, scratch_) : scope::Rows{};
 }
 
 void scope_hook::commit() {
@@ -89,8 +91,11 @@ void scope_hook::commit() {
   if (!u.open) return;
   u.open = false;
   // A hook point that never came by was not steered: the same failure as rows that fit nothing, and counted with it.
-  if (u.any_steered) stats.n_unmatched.add(static_cast<uint64_t>(std::count(u.visited.begin(), u.visited.end(), 0)));
+  for (uint32_t l = 0; l < u.n_lanes(); l++) {
+    const std::vector<uint8_t> & visited = u.lane(l).visited;
+    stats.n_unmatched.add(static_cast<uint64_t>(std::count(visited.begin(), visited.end(), 0)));
+  }
   sequences.commit(u);
-  u.program = nullptr;
+  u.clear_lanes();
   slot.unpin();
 }

@@ -9,6 +9,7 @@
 
 #include "apply.hpp"
 #include "capture.hpp"
+#include "columns.hpp"
 #include "ring.hpp"
 #include "scope_hook.h"
 #include "sequences.hpp"
@@ -64,27 +65,28 @@ struct scope_hook {
   bool fits(const scope::Program & program) const { return program.n_embd() == n_embd && program.n_layer() == n_layer; }
 
   // -- ubatches [decode]
-  /// Takes the columns of the next ubatch and pins the program for all of it. Commits the one before.
+  /// Takes the columns of the next ubatch and pins the assignment for all of it.
   void begin(bool by_hand, bool raw_embeddings = false);
-  /// Whether the current ubatch's program has anything to do at this hook point.
+  /// Whether a program of the current ubatch has anything to do at this hook point.
   bool wants(int32_t layer) const;
-  /// Whether it has anything to do at all.
+  /// Whether one has anything to do at all.
   bool wants_any() const;
   /// Which rows of a residual must be read. False: they fit neither the columns nor the outputs, or come out of turn.
   bool visit(int32_t layer, uint32_t n_rows, scope::Rows & out);
-  /// Runs the program on the rows that visit named; returns those that were changed.
+  /// Runs the programs on the rows that visit named; returns those that were changed.
   scope::Rows apply(int32_t layer, const scope::Rows & rows, float * h);
   /// Closes the open ubatch, if any.
   void commit();
 
   const uint32_t n_embd, n_layer;
-  scope::ProgramSlot slot;
+  scope::AssignmentSlot slot;
   scope::Ring ring;
   scope::Sequences sequences;
   scope::Ubatch ubatch;
   scope::Stats stats;
   scope::Capture capture;
-  std::atomic<uint64_t> acknowledged{0};
+  std::atomic<uint64_t> acknowledged{0};             ///< serial
+  std::atomic<uint64_t> assignment_acknowledged{0};  ///< number
   std::atomic<uint32_t> attached{0};
 
   // For attach.cpp:
@@ -93,6 +95,7 @@ struct scope_hook {
   scope::NameRecord record;
   std::string embedding_node;
   std::vector<scope::Column> expected;  ///< the layout proof's columns; empty: none under way
+  scope::ReadColumns read;              ///< the next ubatch's columns, while they are read
   std::vector<float> rows;              ///< residuals on their way from and to the backend
 
  private:

@@ -51,11 +51,11 @@ Sequence & Sequences::get(int32_t seq) {
 
 // -- programs
 
-uint32_t Sequences::know(const Program * program, uint64_t serial) {
+uint32_t Sequences::know(const Program * program, uint64_t serial, const Ubatch & u) {
   if (serial == 0) return no_program;
   for (size_t i = programs_.size(); i-- > 2;)
     if (programs_[i].used && programs_[i].serial == serial) return static_cast<uint32_t>(i);
-  if (programs_.size() >= forget_at_) forget_programs();
+  if (programs_.size() >= forget_at_) forget_programs(u);
   const auto unused = [](const KnownProgram & p) { return !p.used; };
   auto place = std::find_if(programs_.begin(), programs_.end(), unused);
   if (place == programs_.end()) place = programs_.emplace(programs_.end());
@@ -70,8 +70,9 @@ uint32_t Sequences::know(const Program * program, uint64_t serial) {
   return static_cast<uint32_t>(place - programs_.begin());
 }
 
-void Sequences::forget_programs() {
+void Sequences::forget_programs(const Ubatch & u) {
   for (size_t i = 2; i < programs_.size(); i++) programs_[i].used = false;
+  for (uint32_t l = 0; l < u.n_lanes(); l++) programs_[u.lane(l).known_program].used = true;
   for (const auto & s : sequences_) {
     if (!s) continue;
     for (const Entry & e : s->log.entries()) programs_[e.program].used = true;
@@ -84,28 +85,60 @@ void Sequences::forget_programs() {
 
 // -- ubatches
 
-void Sequences::begin(Ubatch & u) {
+uint32_t Sequences::lane_for(Ubatch & u, const Assignment & assignment, int32_t seq) {
+  const uint32_t index = assignment.index_of(seq);
+  if (lane_of_program_[index] != SCOPE_NONE) return lane_of_program_[index];
+  const NamedProgram & named = assignment.programs[index];
+  // Known before it is among the lanes: what is not known yet must not count as used there.
+  const uint32_t known = know(named.program.get(), named.serial, u);
+  Lane & lane = u.add_lane();
+  lane.program = named.program.get();
+  lane.serial = named.serial;
+  lane.known_program = known;
+  return lane_of_program_[index] = u.n_lanes() - 1;
+}
+
+void Sequences::begin(Ubatch & u, const Assignment & assignment) {
   const uint32_t n = u.size();
-  u.known_program = know(u.program, u.serial);
-  u.steered.assign(n, 0);
+  u.clear_lanes();
+  lane_of_program_.assign(assignment.programs.size(), SCOPE_NONE);
+  u.lane_of.assign(n, SCOPE_NONE);
   u.previous.assign(n, SCOPE_NONE);
   u.base.assign(n, 0);
   u.answer_start.assign(n, 0);
   u.base_states.clear();
-  u.any_steered = false;
+  find_conflicts(u, assignment);
   for (uint32_t c = 0; c < n; c++) {
     const auto seq = static_cast<size_t>(u.columns[c].sequence);
     Sequence & s = get(u.columns[c].sequence);
     if (last_column_.size() < sequences_.size()) last_column_.resize(sequences_.size(), SCOPE_NONE);
-    u.previous[c] = last_column_[seq];
-    last_column_[seq] = c;
-    if (u.previous[c] == SCOPE_NONE) begin_sequence(s, u, c);
-    if (!s.request || u.raw_embeddings) continue;
-    u.steered[c] = 1;
-    u.any_steered = true;
+    if (!s.request) continue;
+    if (!u.raw_embeddings && !is_conflict(c)) u.lane_of[c] = lane_for(u, assignment, u.columns[c].sequence);
     u.answer_start[c] = s.request->answer_start;
+    u.previous[c] = last_column_[seq];
+    if (u.previous[c] == SCOPE_NONE) begin_sequence(s, u, c);
+    if (u.steered(c)) last_column_[seq] = c;
   }
   for (const Column & c : u.columns) last_column_[static_cast<size_t>(c.sequence)] = SCOPE_NONE;
+}
+
+/// One residual cannot be steered twice: a column whose KV several requests share must run under one program for all of
+/// them. Where it does not, it is left alone, which is an error and counted.
+void Sequences::find_conflicts(Ubatch & u, const Assignment & assignment) {
+  conflicts_.clear();
+  for (const SharedColumn & shared : u.shared) {
+    const int32_t own = u.columns[shared.column].sequence;
+    const Sequence *first = find(own), *other = find(shared.sequence);
+    if (shared.sequence == own || other == nullptr || !other->request) continue;
+    const bool same = assignment.index_of(own) == assignment.index_of(shared.sequence);
+    if (same && first != nullptr && first->request) continue;
+    if (!is_conflict(shared.column)) conflicts_.push_back(shared.column);
+  }
+  u.n_conflicts = static_cast<uint32_t>(conflicts_.size());
+}
+
+bool Sequences::is_conflict(uint32_t column) const {
+  return std::find(conflicts_.begin(), conflicts_.end(), column) != conflicts_.end();
 }
 
 void Sequences::begin_sequence(Sequence & s, Ubatch & u, uint32_t c) {
@@ -115,15 +148,18 @@ void Sequences::begin_sequence(Sequence & s, Ubatch & u, uint32_t c) {
   // What the new tokens replace is as gone as what was removed.
   s.request->retract(position, open_end);
 
+  if (!u.steered(c)) return;
+  const Lane & lane = u.lane_at(c);
+
   u.base[c] = static_cast<uint32_t>(u.base_states.size());
-  u.base_states.resize(u.base_states.size() + u.n_triggers());
+  u.base_states.resize(u.base_states.size() + lane.n_triggers());
   const std::vector<Entry> & entries = s.log.entries();
   size_t i = s.log.index_at(position);
   // Columns of images in this same request have no program and no states; the count goes on over them.
   while (i > 0 && entries[i - 1].program == no_program && entries[i - 1].request == s.request->number) i--;
-  if (i == 0 || entries[i - 1].program != u.known_program) return;
+  if (i == 0 || entries[i - 1].program != lane.known_program) return;
   const TriggerState * states = s.log.triggers(entries[i - 1]);
-  std::copy(states, states + u.n_triggers(), u.base_states.begin() + u.base[c]);
+  std::copy(states, states + lane.n_triggers(), u.base_states.begin() + u.base[c]);
 }
 
 void Sequences::commit(Ubatch & u) {
@@ -133,13 +169,14 @@ void Sequences::commit(Ubatch & u) {
     Entry e;
     e.position = u.columns[c].position;
     if (s.request) e.request = s.request->number;
-    if (u.steered[c] != 0) {
-      e.program = u.known_program;
-      e.n_rules = static_cast<uint16_t>(u.n_rules());
-      e.n_triggers = static_cast<uint16_t>(u.n_triggers());
+    if (u.steered(c)) {
+      const Lane & lane = u.lane_at(c);
+      e.program = lane.known_program;
+      e.n_rules = static_cast<uint16_t>(lane.n_rules());
+      e.n_triggers = static_cast<uint16_t>(lane.n_triggers());
     }
     s.log.put(e, u.rules_at(c), u.triggers_at(c));
-    if (u.steered[c] != 0) notice(*s.request, u, c);
+    if (u.steered(c)) notice(*s.request, u, c);
   }
   for (const SharedColumn & shared : u.shared) {
     const Column & c = u.columns[shared.column];
@@ -152,23 +189,24 @@ void Sequences::commit(Ubatch & u) {
 /// Alerts that begin or end at this token, and the dose limit's first act: held back until the token is confirmed.
 void Sequences::notice(Request & request, Ubatch & u, uint32_t c) {
   const Column & column = u.columns[c];
-  for (const KnownProgram::Alert & alert : programs_[u.known_program].alerts) {
+  const Lane & lane = u.lane_at(c);
+  const KnownProgram & known = programs_[lane.known_program];
+  for (const KnownProgram::Alert & alert : known.alerts) {
     const bool before = u.state_before(c, alert.trigger).firing();
     const bool after = u.triggers_at(c)[alert.trigger].firing();
     if (before == after) continue;
-    note_alert(request, programs_[u.known_program], alert, column.sequence, column.position, u.rules_at(c)[alert.rule],
-               after);
+    note_alert(request, known, alert, column.sequence, column.position, u.rules_at(c)[alert.rule], after);
   }
-  if (u.excess[c].layer == no_layer) return;
-  if (u.program->on_excess() == SCOPE_EXCESS_ABORT && !request.abort)
-    request.abort = Abort{column.position, SCOPE_NONE, u.serial};
+  const Excess & excess = u.excess_at(c);
+  if (excess.layer == no_layer) return;
+  if (known.excess_aborts && !request.abort) request.abort = Abort{column.position, SCOPE_NONE, lane.serial};
   if (request.excess_position) return;
   request.excess_position = column.position;
-  scope_event e = new_event(SCOPE_EVENT_DOSE_EXCESS, column.sequence, request.id, u.serial);
-  e.layer = u.excess[c].layer;
+  scope_event e = new_event(SCOPE_EVENT_DOSE_EXCESS, column.sequence, request.id, lane.serial);
+  e.layer = excess.layer;
   e.n_tokens = 1;
   e.activation_max = not_measured;
-  e.dose_max = u.excess[c].dose;
+  e.dose_max = excess.dose;
   e.first_position = e.last_position = column.position;
   request.held.push_back({column.position, e});
 }

@@ -8,6 +8,7 @@
 #include "log.hpp"
 #include "requests.hpp"
 #include "ring.hpp"
+#include "swap.hpp"
 #include "ubatch.hpp"
 
 namespace scope {
@@ -38,8 +39,9 @@ class Sequences {
   explicit Sequences(Ring & ring);
 
   // -- ubatches
-  /// Tells each column whether it is steered and from which states it starts; publishes the events it confirms.
-  void begin(Ubatch & ubatch);
+  /// Tells each column whether it is steered, under which program and from which states it starts; publishes the
+  /// events it confirms.
+  void begin(Ubatch & ubatch, const Assignment & assignment);
   void commit(Ubatch & ubatch);
 
   // -- requests; false where the sequence is not in the state for it
@@ -68,8 +70,11 @@ class Sequences {
 
   Sequence * find(int32_t seq) const;
   Sequence & get(int32_t seq);
-  uint32_t know(const Program * program, uint64_t serial);
-  void forget_programs();
+  uint32_t know(const Program * program, uint64_t serial, const Ubatch & ubatch);
+  void forget_programs(const Ubatch & ubatch);
+  uint32_t lane_for(Ubatch & ubatch, const Assignment & assignment, int32_t seq);
+  void find_conflicts(Ubatch & ubatch, const Assignment & assignment);
+  bool is_conflict(uint32_t column) const;
   void begin_sequence(Sequence & sequence, Ubatch & ubatch, uint32_t column);
   void confirm(Request & request, int32_t before_position);
   void notice(Request & request, Ubatch & ubatch, uint32_t column);
@@ -84,7 +89,9 @@ class Sequences {
   std::vector<KnownProgram> programs_;
   size_t forget_at_ = 64;
   uint32_t n_requests_ = 0;
-  std::vector<uint32_t> last_column_;  ///< scratch of begin: by sequence, its latest column in the ubatch
+  std::vector<uint32_t> lane_of_program_;  ///< scratch of begin: by index in the assignment
+  std::vector<uint32_t> conflicts_;        ///< scratch of begin: columns, ascending
+  std::vector<uint32_t> last_column_;      ///< scratch of begin: by sequence, its latest column in the ubatch
 };
 
 }  // namespace scope

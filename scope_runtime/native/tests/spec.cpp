@@ -162,6 +162,22 @@ HookUnderTest::HookUnderTest(uint32_t n_embd, uint32_t n_layer, uint32_t ring_ev
 }
 
 int64_t HookUnderTest::install(const Bytes & blob) {
+  return hand_over(blob, scope_hook_install);
+}
+
+int64_t HookUnderTest::hold(const Bytes & blob) {
+  return hand_over(blob, scope_hook_hold);
+}
+
+int64_t HookUnderTest::assign(const std::vector<uint64_t> & serials, uint64_t others) {
+  std::vector<int32_t> seq;
+  for (size_t i = 0; i < serials.size(); i++) seq.push_back(static_cast<int32_t>(i));
+  uint64_t number = 0;
+  const int code = scope_hook_assign(hook, others, seq.data(), serials.data(), seq.size(), &number, nullptr, 0);
+  return code == SCOPE_OK ? static_cast<int64_t>(number) : code;
+}
+
+int64_t HookUnderTest::hand_over(const Bytes & blob, Take * take) {
   char err[256];
   scope_program * program = nullptr;
   const int loaded = scope_program_load(blob.data(), blob.size(), &program, err, sizeof err);
@@ -169,7 +185,7 @@ int64_t HookUnderTest::install(const Bytes & blob) {
     std::fprintf(stderr, "load: %s\n", err);
     return loaded;
   }
-  const int installed = scope_hook_install(hook, program, serial + 1, err, sizeof err);
+  const int installed = take(hook, program, serial + 1, err, sizeof err);
   if (installed != SCOPE_OK) {
     scope_program_free(program);
     return installed;

@@ -75,6 +75,9 @@ class HookUnderTest {
 
   /// Returns the serial, or the negative code.
   int64_t install(const Bytes & blob);
+  int64_t hold(const Bytes & blob);
+  /// Sequence i under serials[i], others under nothing; returns the number, or the negative code.
+  int64_t assign(const std::vector<uint64_t> & serials, uint64_t others = 0);
   /// One sequence's columns [from, to), token = position, all outputs wanted.
   void columns(int32_t seq, int32_t from, int32_t to);
   /// columns, one residual at `layer` whose column i holds `values[i]` in every element, end.
@@ -86,6 +89,9 @@ class HookUnderTest {
   uint64_t serial = 0;
 
  private:
+  using Take = int(scope_hook *, scope_program *, uint64_t, char *, size_t);
+  int64_t hand_over(const Bytes & blob, Take * take);
+
   uint32_t n_embd_;
 };
 
