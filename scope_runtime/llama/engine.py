@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,8 @@ import numpy.typing as npt
 
 from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import (
-    Content,
     Event,
     EventReader,
-    Kind,
     RequestContext,
     RevisionSpan,
     Sink,
@@ -27,15 +25,15 @@ from scope_runtime.llama.answer import Answer, TokenScore
 from scope_runtime.llama.capture import residuals
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
+from scope_runtime.llama.installed import Installed
 from scope_runtime.llama.probe import Proof, prove
+from scope_runtime.llama.running import Running
 from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
 from scope_runtime.llama.turn import Turn
-from scope_runtime.native.hook import LoadedProgram
-from scope_runtime.policy.model import Keep, Mode
 from scope_runtime.program import Program
-from scope_runtime.select import ProgramSource, Share
+from scope_runtime.select import ProgramSource
 
 SEQUENCE = 0
 
@@ -69,16 +67,6 @@ Began = Callable[[Program, tuple[RevisionSpan, ...]], None]
 """Told once, when the prompt is computed: under which program, and the revisions so far."""
 
 
-@dataclass(slots=True)
-class _Running:
-    number: int
-    request: RequestContext
-    n_prompt: int
-    share: Share
-    timing: Timing
-    events: list[Event] = field(default_factory=list)
-
-
 class Engine:
     """A context, its hook, and the program that is active in it. One request at a time; others wait their turn.
 
@@ -105,8 +93,8 @@ class Engine:
             raise
         self._chat: ChatTemplate | None = None
         self._sink = sink
-        self._programs: dict[int, Program] = {}
-        self.reader = EventReader(self._programs, model_digest)
+        self._installed = Installed(self.context, self._request_under_way)
+        self.reader = EventReader(self._installed.programs, model_digest)
         self._requests = itertools.count(1)
         self._turn = Turn()
         self._open_stream: weakref.ref[Generator[str | Generation]] | None = None
@@ -114,11 +102,7 @@ class Engine:
         self._held_prompt = (
             0  # how many of them were some request's prompt, short of its last token
         )
-        self._running: _Running | None = None
-        shape = self.context.shape
-        self.source = ProgramSource(None, shape)
-        self.active = self.source.program
-        self._swap(self.active)
+        self._running: Running | None = None
 
     def close(self) -> None:
         """Waits for the running request, then frees everything; a stream that this thread left open ends here."""
@@ -128,39 +112,25 @@ class Engine:
         with self._turn:
             self.context.close()
 
+    def _request_under_way(self) -> RequestContext | None:
+        running = self._running
+        return running.request if running is not None else None
+
     # -- programs
 
+    @property
+    def source(self) -> ProgramSource:
+        """What requests get their programs from."""
+        return self._installed.source
+
+    @property
+    def active(self) -> Program:
+        """What tokens are computed under."""
+        return self._installed.active
+
     def use(self, source: ProgramSource, *, now: bool = True) -> float:
-        """Serves requests from ``source`` from here on; with ``now`` the running one too, from its next token.
-
-        All or nothing: HookError leaves the old source in force, on both planes.
-
-        Returns:
-            How long the swap itself took, in milliseconds: what a token may have waited for.
-        """
-        # Compiled, if it must be, and loaded before tokens wait; what happens then is a pointer.
-        running = self._running
-        likely = source.program if running is None else source.for_request(*running.request)
-        hook = self.context.live_hook
-        loaded: LoadedProgram | None = hook.load(likely.blob)
-        try:
-            with self.context.lock:
-                began = time.perf_counter()
-                running = self._running
-                if running is None or now:
-                    wanted = (
-                        source.program if running is None else source.for_request(*running.request)
-                    )
-                    if wanted is likely and wanted is not self.active:
-                        ready, loaded = loaded, None
-                        self._swap(wanted, ready)
-                    else:
-                        self._swap(wanted)
-                self.source = source
-                return (time.perf_counter() - began) * 1e3
-        finally:
-            if loaded is not None:
-                hook.unload(loaded)
+        """Serves requests from ``source`` from here on; see ``Installed.use``."""
+        return self._installed.use(source, now=now)
 
     @property
     def load(self) -> tuple[int, int]:
@@ -170,26 +140,7 @@ class Engine:
     @property
     def acknowledged(self) -> bool:
         """Whether the last token was computed under the program that is active now."""
-        hook = self.context.live_hook
-        return self._programs.get(hook.acknowledged) is self.active
-
-    def _swap(self, program: Program, loaded: LoadedProgram | None = None) -> None:
-        """Makes a program active between two tokens; ``loaded`` is it, in the hook's memory already."""
-        with self.context.lock:
-            if program is self.active and self._programs:
-                return
-            old = self.active
-            vectors_change = _planes(program) != _planes(old)
-            if vectors_change:
-                self.context.set_control_vectors(_stacked(program))
-            try:
-                serial = self.context.live_hook.install(loaded or program.blob)
-            except BaseException:
-                if vectors_change:
-                    self.context.set_control_vectors(_stacked(old))
-                raise
-            self._programs[serial] = program
-            self.active = program
+        return self._installed.acknowledged
 
     # -- requests
 
@@ -260,13 +211,13 @@ class Engine:
         request_id: str | None,
         n_prompt: int,
         timing: Timing | None = None,
-    ) -> Iterator[_Running]:
+    ) -> Iterator[Running]:
         """Numbers the request and gives it its program; the caller holds the turn."""
         number = next(self._requests)
         identity = RequestContext(dict(labels), request_id or f"r{number}-{time.time_ns():x}")
         with self.context.lock:
-            self._swap(self.source.for_request(*identity))
-            self._running = _Running(
+            self._installed.begin(identity)
+            self._running = Running(
                 number,
                 identity,
                 n_prompt,
@@ -280,7 +231,7 @@ class Engine:
 
     def _run(
         self,
-        running: _Running,
+        running: Running,
         prompt: list[int],
         sampling: Sampling,
         sampler: Sampler,
@@ -340,12 +291,20 @@ class Engine:
             spans = self.reader.revisions(hook.spans(SEQUENCE))
             hook.request_end(SEQUENCE)
             self._collect(running, spans)
-            event = self._request_event(
-                running, spans, finish, len(answer.tokens), reused, sampling
+            summary = running.summary(
+                spans,
+                finish,
+                sequence=SEQUENCE,
+                program=self.active,
+                sampling=sampling,
+                n_answer=len(answer.tokens),
+                n_reused=reused,
+                n_dropped=hook.dropped,
+                digests=self.reader.digests(self.active),
+                contents=running.contents(prompt, self._said, answer.tokens, answer.text),
             )
-            contents = self._contents(running.share, prompt, answer.tokens, answer.text)
-            running.events.append(replace(event, contents=contents))
-            self._sink.write(running.events[-1:])
+            running.events.append(summary)
+            self._sink.write([summary])
         yield Generation(
             text=answer.text,
             tokens=tuple(answer.tokens),
@@ -357,6 +316,11 @@ class Engine:
             n_reused=reused,
             scores=tuple(answer.scores),
         )
+
+    def _said(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, control tokens written out."""
+        said = b"".join(self.context.piece(token, special=True) for token in tokens)
+        return said.decode(errors="replace")
 
     def _advance(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         """Decodes tokens after what is held, and returns the last one's logits (n_vocab,).
@@ -385,10 +349,9 @@ class Engine:
         same = next((i for i in range(limit) if self._held[i] != prompt[i]), limit)
         spans = hook.spans(SEQUENCE)
         for span in spans:
-            program = self._programs.get(span.serial)
-            if program is None or not _equal(program, self.active):
+            if not self._installed.computed_as_now(span.serial):
                 same = min(same, span.first)
-        self._forget_programs({span.serial for span in spans})
+        self._installed.forget({span.serial for span in spans})
         if same < len(self._held) and not self.context.forget(SEQUENCE, same):
             same = 0
         if same == 0:
@@ -396,14 +359,7 @@ class Engine:
         self._held = self._held[:same]
         return same
 
-    def _forget_programs(self, named: set[int]) -> None:
-        """Lets go of programs that no event and no span can name any more."""
-        with self.context.lock:
-            latest = max(self._programs)
-            for serial in set(self._programs) - named - {latest}:
-                del self._programs[serial]
-
-    def _collect(self, running: _Running, spans: tuple[RevisionSpan, ...] = ()) -> None:
+    def _collect(self, running: Running, spans: tuple[RevisionSpan, ...] = ()) -> None:
         """Takes the hook's events off the ring and hands them to the sink."""
         events = []
         for raw in self.context.live_hook.drain():
@@ -413,54 +369,6 @@ class Engine:
         if events:
             running.events += events
             self._sink.write(events)
-
-    def _request_event(
-        self,
-        running: _Running,
-        spans: tuple[RevisionSpan, ...],
-        finish: str,
-        n_answer: int,
-        n_reused: int,
-        sampling: Sampling,
-    ) -> Event:
-        share = running.share
-        return Event(
-            kind=Kind.REQUEST,
-            what="summary",
-            time=time.time(),
-            request_id=running.request.request_id,
-            sequence=SEQUENCE,
-            labels=running.request.labels,
-            revisions=spans,
-            mode=_mode(self.active),
-            detail={
-                "n_tokens": running.n_prompt + n_answer,
-                "n_prompt": running.n_prompt,
-                "n_answer": n_answer,
-                "n_reused": n_reused,
-                "finish_reason": finish,
-                "events_dropped": self.context.live_hook.dropped,
-                "timing": running.timing.record(),
-                "sampling": sampling.record(),
-                **({"exempted": list(share.exempted)} if share.exempted else {}),
-                **({"left_out": dict(share.left_out)} if share.left_out else {}),
-                **({"rollout": dict(share.rollout)} if share.rollout else {}),
-                **self.reader.digests(self.active),
-            },
-        )
-
-    def _contents(
-        self, share: Share, prompt: Sequence[int], answer: Sequence[int], text: str
-    ) -> tuple[Content, ...]:
-        """What a policy wants on record of the request's texts."""
-        wanted, out = share.contents, []
-        if wanted.prompts not in (None, Keep.OFF):
-            said = b"".join(self.context.piece(token, special=True) for token in prompt)
-            words = said.decode(errors="replace")
-            out.append(Content("prompt", tuple(prompt), words, Keep(wanted.prompts)))
-        if wanted.outputs not in (None, Keep.OFF):
-            out.append(Content("output", tuple(answer), text, Keep(wanted.outputs)))
-        return tuple(out)
 
     def logits(
         self, tokens: Sequence[int], labels: Mapping[str, str], n_prompt: int | None = None
@@ -511,27 +419,3 @@ class Engine:
             # Only now: a model whose template is broken still continues raw prompts.
             self._chat = ChatTemplate.of(self.context)
         return self._chat.tokens(self.context, messages)
-
-
-def _equal(one: Program, other: Program) -> bool:
-    """Whether KV computed under one may be used under the other: same effect, and on record as the same revision."""
-    return one.digest == other.digest and one.revision == other.revision
-
-
-def _mode(program: Program) -> Mode:
-    """What the program does at most."""
-    modes = {rule.mode for rule in program.rules}
-    return next((mode for mode in (Mode.ENFORCE, Mode.AUDIT) if mode in modes), Mode.OFF)
-
-
-def _planes(program: Program) -> dict[int, bytes]:
-    return {layer: row.tobytes() for layer, row in program.control_vectors.items()}
-
-
-def _stacked(program: Program) -> npt.NDArray[np.float32] | None:
-    if not program.control_vectors:
-        return None
-    out = np.zeros((program.n_layer - 1, program.n_embd), np.float32)
-    for layer, row in program.control_vectors.items():
-        out[layer - 1] = row
-    return out
