@@ -129,10 +129,10 @@ class Runtime:
         # Before the log: what happened is counted even where it cannot be put on record.
         self._metrics = Metrics(metrics)
         self._sinks.append(self._metrics.sink)
-        if audit is not None:
-            log = AuditLog(audit)
-            self._sinks.append(log)
-            self._metrics.read(audit_reader(log))
+        self._audit = AuditLog(audit) if audit is not None else None
+        if self._audit is not None:
+            self._sinks.append(self._audit)
+            self._metrics.read(audit_reader(self._audit))
         self._sinks += sinks
         options = ContextOptions(
             n_ctx=n_ctx,
@@ -218,6 +218,11 @@ class Runtime:
     def acknowledged(self) -> bool:
         """Whether a token was computed under the program that is active now."""
         return self._engine.acknowledged
+
+    @property
+    def audit(self) -> AuditLog | None:
+        """The audit log, for its status."""
+        return self._audit
 
     # -- a sink itself: one place through which every event goes
 
@@ -359,6 +364,7 @@ class Runtime:
 
         Raises:
             UsageError: the prompt is empty or does not fit.
+            AuditError: the audit log cannot be written, and nothing is served without it (``on_failure``).
         """
         tokens = self._engine.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         return self._answer(tokens, stream, options)
@@ -402,6 +408,8 @@ class Runtime:
                 f"no such option: {', '.join(unknown)}",
                 expected=", ".join(GenerateOptions.__annotations__),
             )
+        if self._audit is not None:
+            self._audit.admit()
         drawn = {key: options[key] for key in _SAMPLING if key in options}  # type: ignore[literal-required]
         running = self._engine.generate(
             tokens,

@@ -54,12 +54,17 @@ def _sayable(value: Any) -> Any:
 
 
 class Body:
-    """A record that waits for its place in the chain: canonical already, so that only its place has to be put in."""
+    """A record that waits for its place in the chain: canonical already, so that only its place has to be put in.
 
-    __slots__ = ("_after", "_before")
+    Attributes:
+        openings: lines for the side file, on the disk no later than the record.
+    """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    __slots__ = ("_after", "_before", "openings")
+
+    def __init__(self, record: Mapping[str, Any], openings: tuple[bytes, ...] = ()) -> None:
         """Raises: AuditError, as of ``canonical``."""
+        self.openings = openings
         if CHAIN in record:
             raise AuditError(f"an event cannot have the key {CHAIN}", found=str(record[CHAIN]))
         # RFC 8785 sorts keys by their UTF-16 units; against ASCII letters alone any order of Unicode is the same.

@@ -1,4 +1,4 @@
-"""Closed segments: compressing them, and deleting those that are past their time."""
+"""Closed segments and their side files: compressing them, and deleting those that are past their time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Expired:
     """Segments that may go.
 
     Attributes:
+        paths: side files first: what has expired of the log is on record, so that nobody misses them.
         before: index of the first record that stays.
     """
 
@@ -49,7 +50,10 @@ def expired(
         before = header.tree.size
     if not old:
         return None
-    return Expired(tuple(p for _, p in old), tuple(n for n, _ in old), before)
+    numbers = tuple(number for number, _ in old)
+    kept = [files.content_path(n, packed=packed) for n in numbers for packed in (False, True)]
+    paths = (*(path for path in kept if path.exists()), *(path for _, path in old))
+    return Expired(paths, numbers, before)
 
 
 class Housekeeper:
@@ -67,17 +71,21 @@ class Housekeeper:
             # What cannot be deleted now is on record as expired, and is tried again at the next rotation.
             with suppress(OSError):
                 path.unlink()
-        if self._compress and any(p.suffix != ".gz" for p in self._files.closed().values()):
+        if self._compress and self._plain():
             self._thread = threading.Thread(target=self._run, name="audit-compress", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
         # What fails stays as it is, whole and plain, and is tried again at the next rotation.
         with suppress(OSError):
-            for path in self._files.closed().values():
-                if path.suffix != ".gz":
-                    with suppress(OSError, ScopeError):
-                        compress(path)
+            for path in self._plain():
+                with suppress(OSError, ScopeError):
+                    compress(path)
+
+    def _plain(self) -> list[Path]:
+        closed = self._files.closed()
+        beside = [path for number, path in self._files.contents().items() if number in closed]
+        return [path for path in (*closed.values(), *beside) if path.suffix != ".gz"]
 
     def close(self) -> None:
         """Waits for what is under way."""

@@ -6,34 +6,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 
 from scope_runtime.audit.canonical import Body
+from scope_runtime.audit.contents import body_of
 from scope_runtime.audit.note import SigningKey
 from scope_runtime.audit.options import AuditOptions, OnFailure
+from scope_runtime.audit.redact import Redaction, Selection, redaction_records
+from scope_runtime.audit.status import AuditStatus
 from scope_runtime.audit.store import NoSpaceError, Store, own_record
 from scope_runtime.errors import AuditError, Location
 from scope_runtime.events import Event, Kind
 
 _MOST_RECORDS_A_BATCH = 1000
-_LONGEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 1.0
+"""Between looks at a disk that was full."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditHealth:
-    """How a log fares, since it was opened.
+class _Waiting:
+    """A batch of events on their way to the disk, and since when (monotonic)."""
 
-    Attributes:
-        lag_s: for how long the oldest event that is not on the disk has waited; 0 where none waits.
-        failed: why the log takes nothing any more; None while it does.
-    """
+    __slots__ = ("body", "since")
 
-    n_written: int
-    n_queued: int
-    n_dropped: int
-    lag_s: float
-    failed: str | None
+    def __init__(self, body: Body, since: float) -> None:
+        self.body = body
+        self.since = since
 
 
 class AuditLog:
@@ -58,14 +56,17 @@ class AuditLog:
         self._store = Store(self.options, key, clock=clock)
         self._clock = clock
         self._changed = threading.Condition()
-        self._queue: deque[Body] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._under_way: Sequence[_Waiting] = ()
+        self._jobs: deque[tuple[Callable[[], Redaction], Future[Redaction]]] = deque()
         self._taken_in = 0
         self._settled = 0
         self._written = 0
-        self._arrivals: deque[tuple[int, float]] = deque()  # (ticket, when), oldest first
         self._dropped = 0
         self._unnoted = 0
         self._unnoted_since = 0.0
+        self._trouble: str | None = None
+        self._failing_since: float | None = None
         self._failed: str | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
@@ -94,13 +95,43 @@ class AuditLog:
         return self._failed
 
     @property
-    def health(self) -> AuditHealth:
-        """How the log fares now."""
+    def status(self) -> AuditStatus:
+        """How it is doing right now."""
         with self._changed:
-            lag_s = time.monotonic() - self._arrivals[0][1] if self._arrivals else 0.0
-            return AuditHealth(self._written, self.queued, self._dropped, lag_s, self._failed)
+            oldest = next(iter([*self._under_way[:1], *list(self._queue)[:1]]), None)
+            return AuditStatus(
+                path=str(self.path),
+                on_failure=self.options.on_failure,
+                records_written=self._written,
+                dropped=self._dropped,
+                queued=self.queued,
+                lag_s=time.monotonic() - oldest.since if oldest else 0.0,
+                failing_since=self._failing_since,
+                error=self._failed or self._trouble,
+                final=self._failed is not None,
+            )
 
     # -- callers
+
+    def admit(self) -> None:
+        """For whoever is about to begin a request: while the log cannot be written, does what ``on_failure`` says.
+
+        ``block`` waits, ``drop`` lets everybody in, ``stop`` refuses.
+
+        Raises:
+            AuditError: no request may begin any more.
+        """
+        if self.options.on_failure is OnFailure.DROP:
+            return
+        with self._changed:
+            while self._trouble and not self._failed:
+                self._changed.wait()
+            if self._failed:
+                raise AuditError(
+                    f"no request is served: the audit log {self.path} cannot be written",
+                    found=self._failed,
+                    hint="When the cause is removed, open it again: restart the process",
+                )
 
     def write(self, events: Sequence[Event]) -> None:
         """Takes events in order.
@@ -111,7 +142,8 @@ class AuditLog:
         """
         if not events:
             return
-        bodies = [Body(event.record()) for event in events]
+        since = time.monotonic()
+        bodies = [_Waiting(body_of(event), since) for event in events]
         wait = any(map(_ends_something, events))
         drops = self.options.on_failure is OnFailure.DROP
         with self._changed:
@@ -125,12 +157,36 @@ class AuditLog:
             self._queue.extend(bodies)
             self._taken_in += len(bodies)
             ticket = self._taken_in
-            self._arrivals.append((ticket, time.monotonic()))
             self._changed.notify_all()
             while wait and self._settled < ticket and not self._failed:
                 self._changed.wait()
             if wait and self._settled < ticket and not drops:
                 raise AuditError(f"the audit log {self.path} cannot be written", found=self._failed)
+
+    def redact(self, selection: Selection, actor: str, reason: str) -> Redaction:
+        """Erases prompts and outputs that are kept, and their salts; that it was done, by whom and why goes on record.
+
+        Raises:
+            AuditError: nothing is kept of what is selected, or the log cannot be written.
+        """
+
+        def work() -> Redaction:
+            found = selection.find(self._store.files)
+            records = redaction_records(found, selection, actor, reason, self._clock())
+            # On record before it is done: what a crash leaves undone is seen, and done at the next opening.
+            self._append(records)
+            self._store.erase({each.commitment for each in found})
+            requests = {each.request_id for each in found if each.request_id is not None}
+            return Redaction(len(found), len(requests))
+
+        done: Future[Redaction] = Future()
+        with self._changed:
+            if self._failed or self._closing:
+                why = self._failed or "it is closed"
+                raise AuditError(f"the audit log {self.path} failed before", found=why)
+            self._jobs.append((work, done))
+            self._changed.notify_all()
+        return done.result()
 
     def close(self) -> None:
         """Writes what waits, and a checkpoint of it all. Safe to call twice.
@@ -171,33 +227,45 @@ class AuditLog:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._closing:
+                while not self._queue and not self._jobs and not self._closing:
                     due_s = self._store.checkpoint_due_s()
                     if due_s == 0:
                         break
+                    if self._unnoted and self._failed is None:
+                        # Events were dropped. If nobody writes any, somebody has to look whether one could.
+                        self._changed.wait(LONGEST_PAUSE_S)
+                        break
                     self._changed.wait(due_s)
                 n = min(len(self._queue), _MOST_RECORDS_A_BATCH)
-                batch = [self._queue.popleft() for _ in range(n)]
-                if not batch and self._closing:
+                batch = self._under_way = [self._queue.popleft() for _ in range(n)]
+                jobs = list(self._jobs)
+                self._jobs.clear()
+                if not batch and not jobs and self._closing:
                     return
                 self._changed.notify_all()
             try:
-                written = self._commit(batch) if batch else True
+                written = self._commit([each.body for each in batch])
+                for job, done in jobs:
+                    self._do(job, done)
                 if self._store.checkpoint_due_s() == 0:
                     self._checkpoint()
             except BaseException as error:
                 # A fault of ours; whoever waits must hear of it, or waits for ever.
                 self._fail(f"{type(error).__name__}: {error}")
+                for _, done in jobs:
+                    if not done.done():
+                        done.set_exception(error)
                 raise
             with self._changed:
+                self._under_way = ()
                 if written:
                     self._settled += len(batch)
-                    while self._arrivals and self._arrivals[0][0] <= self._settled:
-                        self._arrivals.popleft()
                 self._changed.notify_all()
 
     def _commit(self, batch: Sequence[Body]) -> bool:
         """Writes a batch, under the rule of ``on_failure``; False where it is lost and that is an error."""
+        if not batch and not self._unnoted:
+            return True
         pause_s = 0.01
         while self._failed is None:
             try:
@@ -205,13 +273,14 @@ class AuditLog:
                 return True
             except NoSpaceError as error:
                 reason = error.found or str(error)
+                self._stumble(reason)
                 if self.options.on_failure is OnFailure.DROP:
                     break
                 if self.options.on_failure is OnFailure.BLOCK:
                     with self._changed:
                         if not self._closing:
                             self._changed.wait(pause_s)
-                            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                             continue
                 self._fail(reason)
             except AuditError as error:
@@ -222,7 +291,28 @@ class AuditLog:
             self._count_dropped(len(batch))
         return True
 
+    def _do(self, job: Callable[[], Redaction], done: Future[Redaction]) -> None:
+        try:
+            done.set_result(job())
+        except NoSpaceError as error:
+            done.set_exception(error)
+        except AuditError as error:
+            if self._store.dead:
+                self._fail(error.found or str(error))
+            done.set_exception(error)
+        except BaseException as error:
+            done.set_exception(error)
+            raise
+
+    def _stumble(self, reason: str) -> None:
+        """It cannot be written now, which may pass."""
+        with self._changed:
+            self._trouble = reason
+            if self._failing_since is None:
+                self._failing_since = self._clock()
+
     def _fail(self, reason: str) -> None:
+        self._stumble(reason)
         with self._changed:
             self._failed = reason
             self._changed.notify_all()
@@ -235,6 +325,8 @@ class AuditLog:
         with self._changed:
             self._unnoted -= n
             self._written += len(batch)
+            self._trouble = self._failing_since = None
+            self._changed.notify_all()
 
     def _checkpoint(self) -> None:
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from scope_runtime.audit.contents import redacted_in, sealed_in
 from scope_runtime.audit.merkle import Tree
 from scope_runtime.audit.note import Checkpoint
 from scope_runtime.audit.segments import Header, LogFiles, read_lines
@@ -28,6 +29,8 @@ class Found:
         origin: the log's name; None where the log is new.
         checkpointed: records under the checkpoint.
         torn: what stands behind the last whole record.
+        sealed: commitments in the open segment.
+        redacted: commitments that the last segment says were redacted.
     """
 
     tree: Tree
@@ -38,6 +41,8 @@ class Found:
     origin: str | None
     checkpointed: int
     torn: bytes
+    sealed: frozenset[str]
+    redacted: frozenset[str]
 
     @property
     def torn_digest(self) -> str:
@@ -52,8 +57,10 @@ def recover(files: LogFiles) -> Found:
     """
     checkpoint = read_checkpoint(files.checkpoint)
     walk, size, torn = Walk(), 0, b""
+    sealed: set[str] = set()
+    redacted: set[str] = set()
     if files.path.exists():
-        size, torn = _through(files.path, walk, checkpoint)
+        size, torn = _through(files.path, walk, checkpoint, sealed, redacted)
     header = walk.header
     closed = files.closed()
     last = max(closed, default=-1)
@@ -66,7 +73,7 @@ def recover(files: LogFiles) -> Found:
         )
     if header is None and closed:
         # A crash in the middle of a rotation: the next segment has not begun.
-        _, rest = _through(closed[last], walk, checkpoint)
+        _, rest = _through(closed[last], walk, checkpoint, set(), redacted)
         if rest or walk.header is None:
             raise AuditError(
                 "a closed segment is cut off", location=Location(str(closed[last])), hint=_HINT
@@ -87,6 +94,8 @@ def recover(files: LogFiles) -> Found:
         origin=walk.header.origin if walk.header is not None else None,
         checkpointed=checkpoint.size if checkpoint is not None else 0,
         torn=torn,
+        sealed=frozenset(sealed),
+        redacted=frozenset(redacted),
     )
 
 
@@ -107,15 +116,21 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         raise
 
 
-def _through(path: Path, walk: Walk, checkpoint: Checkpoint | None) -> tuple[int, bytes]:
-    """(bytes of whole records, torn bytes behind them)."""
+def _through(
+    path: Path,
+    walk: Walk,
+    checkpoint: Checkpoint | None,
+    sealed: set[str],
+    redacted: set[str],
+) -> tuple[int, bytes]:
+    """(bytes of whole records, torn bytes behind them); adds the commitments that are met."""
     size = 0
     number = 0
     for number, line in enumerate(read_lines(path), 1):
         if not line.endswith(b"\n"):
             return size, line
         try:
-            walk.take(line)
+            record = walk.take(line)
         except Broken as broken:
             raise AuditError(
                 "the audit log cannot be continued",
@@ -124,6 +139,8 @@ def _through(path: Path, walk: Walk, checkpoint: Checkpoint | None) -> tuple[int
                 hint=_HINT,
             ) from None
         size += len(line)
+        sealed |= {each.text for each in sealed_in(record)}
+        redacted |= redacted_in(record)
         if (
             checkpoint is not None
             and checkpoint.size == walk.tree.size

@@ -2,6 +2,7 @@
 
 audit.jsonl              the segment that is written to
 audit.000000.jsonl[.gz]  closed segments, in order
+audit.000000.content[.gz]  prompts and outputs of a segment, closed or not, where a policy keeps them
 audit.checkpoint         the newest checkpoint
 audit.lock               held by the process that writes
 """
@@ -48,17 +49,29 @@ class LogFiles:
     def closed_path(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.stem}.{number:06d}{self.path.suffix}")
 
+    def content_path(self, number: int, *, packed: bool = False) -> Path:
+        """The side file of a segment (openings.py)."""
+        end = ".gz" if packed else ""
+        return self.path.with_name(f"{self.path.stem}.{number:06d}.content{end}")
+
+    def contents(self) -> dict[int, Path]:
+        """Side files by their segments' numbers, in order. Of one that is there twice, as of ``closed``."""
+        return self._numbered(f"{self.path.stem}.content")
+
     def closed(self) -> dict[int, Path]:
         """Closed segments by number, in order. Of one that is there twice, the one that is not compressed.
 
         A crash between compressing and deleting leaves both, and the compressed one is whole then; the plain one is
         what was fsynced first.
         """
+        return self._numbered(self.path.name)
+
+    def _numbered(self, name: str) -> dict[int, Path]:
         found: dict[int, Path] = {}
         if self.path.parent.is_dir():
             for child in self.path.parent.iterdir():
                 parts = _closed_name(child)
-                if parts and parts[0] == self.path.name:
+                if parts and parts[0] == name:
                     number = parts[1]
                     if number not in found or child.suffix != ".gz":
                         found[number] = child

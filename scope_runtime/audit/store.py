@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from scope_runtime.audit.housekeeping import Expired, Housekeeper, expired
 from scope_runtime.audit.lock import LogLock
 from scope_runtime.audit.merkle import leaf_hash
 from scope_runtime.audit.note import Checkpoint, SigningKey
+from scope_runtime.audit.openings import OpeningsFile, erase, sync, sync_folder, tidy
 from scope_runtime.audit.options import AuditOptions
 from scope_runtime.audit.recover import recover
 from scope_runtime.audit.segments import SEGMENT, Header, LogFiles
@@ -56,6 +57,7 @@ class Store:
         self._key = key
         self._clock = clock
         self._fd = -1
+        self._beside: OpeningsFile | None = None
         self._dead: str | None = None
         self._checkpointed_at = clock()
         self._notes: list[Body] = []
@@ -91,6 +93,12 @@ class Store:
                 sha256=found.torn_digest,
                 reason="the last record was torn: it was being written when the process ended",
             )
+        if found.redacted:
+            erase(self.files, found.redacted)  # which a crash may have come in the way of
+        n_lost = tidy(self.files, self._number, found.sealed)
+        if n_lost:
+            reason = "their records were being written when the process ended"
+            self.note("contents-repaired", n_openings=n_lost, reason=reason)
         if self.files.path.exists():
             self._fd = os.open(self.files.path, os.O_RDWR | os.O_CLOEXEC)
         self._find_expired()
@@ -106,6 +114,11 @@ class Store:
     @property
     def n_records(self) -> int:
         return self._tree.size
+
+    @property
+    def dead(self) -> bool:
+        """Whether an error was final."""
+        return self._dead is not None
 
     def note(self, what: str, **detail: object) -> None:
         """Puts a record of the log's own before the next ones that are appended."""
@@ -124,7 +137,7 @@ class Store:
             if self._rotation_due():
                 self._rotate()
                 self._find_expired()
-            self._write([*self._notes, *bodies])
+            self._write([*self._notes, *bodies], [o for body in bodies for o in body.openings])
             self._notes.clear()
             if self._rotated or self._old is not None:
                 self._housekeeper.start(self._old.paths if self._old else ())
@@ -140,7 +153,7 @@ class Store:
                 self._dead = self._dead or error.found or str(error)
             raise
 
-    def _write(self, bodies: Sequence[Body]) -> None:
+    def _write(self, bodies: Sequence[Body], openings: Sequence[bytes]) -> None:
         if self._fd < 0:
             self._fd = os.open(
                 self.files.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -157,16 +170,21 @@ class Store:
             tree.append(prev)
             lines.append(line)
         data = memoryview(b"\n".join([*lines, b""]))
+        if openings:
+            # First, so that no record is on the disk whose opening is not.
+            self._openings().append(openings)
         # At its place rather than at the end: what is torn there is replaced by the record that says so.
         written = 0
         while written < len(data):
             written += os.pwrite(self._fd, data[written:], self._size + written)
         if os.fstat(self._fd).st_size > self._size + written:
             os.ftruncate(self._fd, self._size + written)
-        self._sync(self._fd)
+        sync(self._fd, self.files.path)
         if self._new_name:
-            self._sync_folder()
+            sync_folder(self.files.path)
             self._new_name = False
+        if openings:
+            self._openings().settle()
         self._tree, self._prev, self._header = tree, prev, header
         self._size += written
 
@@ -183,26 +201,36 @@ class Store:
         try:
             if self._fd >= 0:
                 os.ftruncate(self._fd, self._size)
+            if self._beside is not None:
+                self._beside.take_back()
         except OSError:
             return False
         return True
 
-    def _sync(self, fd: int) -> None:
-        """After a failed fsync the kernel may say that all is well the next time, and it is not: never twice."""
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            raise AuditError(
-                f"the audit log {self.files.path} cannot be written",
-                found=f"fsync: {error}",
-            ) from error
+    # -- prompts and outputs
 
-    def _sync_folder(self) -> None:
-        fd = os.open(self.files.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _openings(self) -> OpeningsFile:
+        if self._beside is None:
+            self._beside = OpeningsFile(self.files.content_path(self._number))
+        return self._beside
+
+    def _close_openings(self) -> None:
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
+
+    def erase(self, commitments: Collection[str]) -> None:
+        """Takes openings out of the side files; that it is on record is for the caller to see to.
+
+        Raises:
+            AuditError: some may be left, which goes on at the next opening of the log.
+        """
+        self._housekeeper.close()
+        self._close_openings()
         try:
-            self._sync(fd)
-        finally:
-            os.close(fd)
+            erase(self.files, commitments)
+        except OSError as error:
+            raise AuditError("not everything could be erased", found=str(error)) from error
 
     # -- segments
 
@@ -210,7 +238,9 @@ class Store:
         if self._header is None or self._fd < 0:
             return False
         age_s = self._clock() - self._header.time
-        return self._size >= self._options.rotate_bytes or age_s >= self._options.rotate_s
+        beside = self._beside.size if self._beside is not None else 0
+        size = max(self._size, beside)
+        return size >= self._options.rotate_bytes or age_s >= self._options.rotate_s
 
     def _rotate(self) -> None:
         self.checkpoint()
@@ -218,9 +248,10 @@ class Store:
         with suppress(OSError):  # all of it is on the disk already
             os.close(self._fd)
         self._fd, self._size, self._header = -1, 0, None
+        self._close_openings()
         self._number += 1
         self._rotated = True
-        self._sync_folder()
+        sync_folder(self.files.path)
 
     def _find_expired(self) -> None:
         """What is older than it is to be kept goes, but only after that is on record."""
@@ -269,6 +300,7 @@ class Store:
     def close(self) -> None:
         """Lets go of the files. The checkpoint is for the caller to make."""
         self._housekeeper.close()
+        self._close_openings()
         if self._fd >= 0:
             with suppress(OSError):  # all of it is on the disk already
                 os.close(self._fd)

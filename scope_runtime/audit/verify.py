@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from scope_runtime.audit.merkle import Tree, leaf_hash
 from scope_runtime.audit.note import Checkpoint, PublicKey
 from scope_runtime.audit.recover import read_checkpoint
 from scope_runtime.audit.segments import Damaged, LogFiles, parse_line, read_lines
+from scope_runtime.audit.verify_contents import ContentsCheck, ContentsReport
 from scope_runtime.audit.walk import Broken, Walk
 from scope_runtime.errors import AuditError
 
@@ -57,6 +58,7 @@ class Report:
         torn_bytes: behind the last whole record: a crash, which is mended when the log is next written to.
         repaired: torn ends that were mended, as the log says itself.
         dropped: events that the log says it lost.
+        contents: prompts and outputs beside it; None where they were not looked at.
     """
 
     path: str
@@ -72,10 +74,12 @@ class Report:
     torn_bytes: int = 0
     repaired: int = 0
     dropped: int = 0
+    contents: ContentsReport | None = None
     remarks: list[str] = field(default_factory=list)
 
     def fields(self) -> dict[str, object]:
         out = {name: getattr(self, name) for name in self.__slots__ if name != "bad"}
+        out["contents"] = asdict(self.contents) if self.contents else None
         return {"ok": self.bad is None, **out, "bad": self.bad.fields() if self.bad else None}
 
 
@@ -85,6 +89,7 @@ def verify(
     keys: Iterable[PublicKey] = (),
     checkpoints: Iterable[Checkpoint] = (),
     partial: bool = False,
+    contents: bool = True,
 ) -> Report:
     """Goes through a log from its first record to its last.
 
@@ -92,11 +97,13 @@ def verify(
         keys: one of them must have signed the log's checkpoint and those between its segments.
         checkpoints: kept elsewhere; the log must still be the one that they are of.
         partial: earlier segments may be missing without a record that says why.
+        contents: look at prompts and outputs beside the log too; without, this may be a copy that has none.
 
     Raises:
         AuditError: a file cannot be read.
     """
-    return _Verification(files, tuple(keys), tuple(checkpoints), partial).run()
+    beside = ContentsCheck(files) if contents else None
+    return _Verification(files, tuple(keys), tuple(checkpoints), partial, beside).run()
 
 
 class _Verification:
@@ -106,9 +113,11 @@ class _Verification:
         keys: tuple[PublicKey, ...],
         checkpoints: tuple[Checkpoint, ...],
         partial: bool,
+        beside: ContentsCheck | None,
     ) -> None:
         self.files, self.keys, self.kept, self.partial = files, keys, checkpoints, partial
         self.report = Report(str(files.path))
+        self.beside = beside
         self.walk = Walk()
         self.expired_before = 0
         self.before_last: tuple[int, tuple[bytes, ...]] = (0, ())
@@ -116,7 +125,7 @@ class _Verification:
 
     def run(self) -> Report:
         report = self.report
-        report.bad = self._own_checkpoint() or self._segments() or self._end()
+        report.bad = self._own_checkpoint() or self._segments() or self._end() or self._contents()
         report.n_records = self.walk.tree.size
         report.root = self.walk.tree.root().hex()
         report.origin = self.walk.header.origin if self.walk.header else None
@@ -159,7 +168,20 @@ class _Verification:
             bad = self._segment(path, last=path == segments[-1])
             if bad is not None:
                 return bad
+            if self.beside is not None:
+                self.beside.end_segment(self.walk.header.number if self.walk.header else None)
         return None
+
+    def _contents(self) -> Bad | None:
+        if self.beside is None:
+            return None
+        found = self.beside.end(self.expired_before)
+        report = self.report.contents = self.beside.report
+        if report.n_unknown:
+            self.report.remarks.append(
+                f"{report.n_unknown} lines beside the log open no record of it: a crash, not mended yet"
+            )
+        return Bad(found.index, found.file, found.line, found.what) if found else None
 
     def _segment(self, path: Path, *, last: bool) -> Bad | None:
         number = 0
@@ -198,6 +220,8 @@ class _Verification:
                 return bad
         self.before_last = (size, hashes)
         self._remember(record)
+        if self.beside is not None:
+            self.beside.take(record, self.walk.tree.size - 1, path, number)
         return self._meets(path, number)
 
     def _intact(self, line: bytes, after: bytes | None) -> bool:

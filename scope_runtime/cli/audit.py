@@ -14,7 +14,7 @@ from scope_runtime.audit.proof import FIRST_LINE, Proof, prove
 from scope_runtime.audit.recover import read_checkpoint
 from scope_runtime.audit.segments import find_logs
 from scope_runtime.audit.verify import Report, verify
-from scope_runtime.cli import audit_read
+from scope_runtime.cli import audit_contents, audit_read
 from scope_runtime.cli.options import JsonOption
 from scope_runtime.errors import AuditError, Location, UsageError
 from scope_runtime.files import written_whole
@@ -31,6 +31,8 @@ app.command()(audit_read.show)
 app.command()(audit_read.tail)
 app.command()(audit_read.query)
 app.command()(audit_read.export)
+app.command()(audit_contents.redact)
+app.command()(audit_contents.claim)
 
 PublicKeyOption = Annotated[
     list[str] | None,
@@ -62,12 +64,19 @@ def verify_logs(
     partial: Annotated[
         bool, typer.Option("--partial", help="Earlier segments may be missing: this is a part.")
     ] = False,
+    no_contents: Annotated[
+        bool,
+        typer.Option(
+            "--no-contents", help="Do not look for prompts and outputs: this is a copy without."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check that no record was changed, removed, reordered, cut off or put in.
 
-    Needs the files and a public key, nothing else; names the first bad record. Exit code 0: sound;
-    1: not sound; 2: wrong usage.
+    Needs the files and a public key, nothing else; names the first bad record. Where prompts or
+    outputs are kept beside the log, they must be what the records committed to, or redacted on
+    record. Exit code 0: sound; 1: not sound; 2: wrong usage.
 
     \b
     Examples:
@@ -85,7 +94,7 @@ def verify_logs(
     logs = [path for path in paths if path not in proofs]
     documents = [_check_proof(path, keys) for path in proofs]
     reports = [
-        verify(files, keys=keys, checkpoints=kept, partial=partial)
+        verify(files, keys=keys, checkpoints=kept, partial=partial, contents=not no_contents)
         for files in (find_logs(logs) if logs else [])
     ]
     documents += [report.fields() for report in reports]
@@ -115,6 +124,12 @@ def _print(report: Report) -> None:
         typer.echo(f"  note: {remark}")
     if report.repaired:
         typer.echo(f"  note: {report.repaired} torn ends were mended after a crash")
+    beside = report.contents
+    if beside is not None and beside.n_contents:
+        typer.echo(
+            f"  note: of {beside.n_contents} prompts and outputs on record {beside.n_kept} are kept,"
+            f" {beside.n_salts} by their salt alone, {beside.n_redacted} were redacted"
+        )
     if report.dropped:
         typer.echo(f"  note: the log says that it lost {report.dropped} events")
 

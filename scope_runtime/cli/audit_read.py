@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from scope_runtime.audit.contents import sealed_in
+from scope_runtime.audit.openings import all_openings
 from scope_runtime.audit.read import Query, Record, Tail, read, write_csv, write_parquet
 from scope_runtime.audit.segments import find_logs
 from scope_runtime.errors import AuditError, UsageError
@@ -67,6 +69,9 @@ def show(
     rule: RuleOption = None,
     policy: PolicyOption = None,
     kind: KindOption = None,
+    content: Annotated[
+        bool, typer.Option("--content", help="With the prompts and outputs that are kept.")
+    ] = False,
 ) -> None:
     """Print records for people: one line each, or one record whole.
 
@@ -74,16 +79,23 @@ def show(
     Examples:
       scope audit show audit.jsonl --since 24h --kind alert
       scope audit show audit.jsonl 17
+      scope audit show audit.jsonl --request 7c1f… --content
     """
     found = _read(log, make_query(since, until, request, rule, policy, kind))
-    if index is None:
-        for record in found:
+    shown = opened(log, list(found)) if content else ((record, ()) for record in found)
+    for record, texts in shown:
+        if index is None:
             typer.echo(line_of(record))
-        return
-    for record in found:
-        if _index(record) == index:
+        elif _index(record) == index:
             typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
+        else:
+            continue
+        for name, text in texts:
+            typer.echo(f"        {name}: {text}")
+        if index is not None:
             return
+    if index is None:
+        return
     raise UsageError(f"there is no record {index}", found=str(log))
 
 
@@ -226,6 +238,29 @@ def parse_time(text: str, now: float) -> float:
 def _read(log: Path, wanted: Query) -> Iterator[Record]:
     for files in find_logs([log]):
         yield from read(files, wanted)
+
+
+def opened(
+    log: Path, records: list[Record]
+) -> Iterator[tuple[Record, tuple[tuple[str, str], ...]]]:
+    """Records with their prompts and outputs, as JSON strings; or in brackets why they are not there."""
+    [files] = find_logs([log])
+    wanted = {sealed.text for record in records for sealed in sealed_in(record)}
+    found = all_openings(files, wanted)
+    for record in records:
+        texts = []
+        for sealed in sealed_in(record):
+            opening = found.get(sealed.text)
+            if opening is None:
+                said = "(redacted, or not here)"
+            elif opening.text is None:
+                said = "(only its commitment is kept)"
+            elif not opening.opens(sealed):
+                said = "(what is kept is not what the log commits to)"
+            else:
+                said = json.dumps(opening.text, ensure_ascii=False)
+            texts.append((sealed.name, "".join(c if c.isprintable() else "\ufffd" for c in said)))
+        yield record, tuple(texts)
 
 
 def _index(record: Record) -> object:

@@ -187,6 +187,9 @@ def _print_status(data: dict[str, Any]) -> None:
             print(f"          {line}")
     if data["trouble"]:
         print(f"trouble   {data['trouble']}")
+    log = data["audit"]
+    if log is not None and log["error"]:
+        print(f"audit     cannot be written ({log['on_failure']}): {log['error']}")
     for kept in data["kept"]:
         print(f"kept      {kept['revision']} {_time(kept['time'])} {', '.join(kept['policies'])}")
 

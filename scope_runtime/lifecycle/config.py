@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scope_runtime.audit.options import DAY_S, AuditOptions, OnFailure
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.types import Options
@@ -31,7 +32,7 @@ class RuntimeConfig:
     policy_root: Path | None
     state: Path | None
     control: Path | None
-    audit: Path | None
+    audit: AuditOptions | None
     metrics: Address | None
     options: Options
     tree: Any
@@ -143,7 +144,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         state=beside(policy.get("state")),
         control=beside(spec.get("control", {}).get("socket")),
         metrics=Address.parse(spec["metrics"]["listen"]) if "metrics" in spec else None,
-        audit=beside(spec.get("audit", {}).get("path")),
+        audit=_audit(spec.get("audit"), beside),
         options=Options(
             poll_s=float(policy.get("poll_s", standard.poll_s)),
             debounce_ms=float(policy.get("debounce_ms", standard.debounce_ms)),
@@ -153,6 +154,32 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         ),
         tree=document.tree,
         marks=document.marks,
+    )
+
+
+def _audit(
+    raw: dict[str, Any] | None, beside: Callable[[str | None], Path | None]
+) -> AuditOptions | None:
+    if raw is None:
+        return None
+    path = beside(raw["path"])
+    given: dict[str, Any] = {
+        name: raw[name]
+        for name in ("origin", "rotate_bytes", "compress", "queue_records")
+        if name in raw
+    }
+    if "checkpoint_s" in raw:
+        given["checkpoint_s"] = float(raw["checkpoint_s"])
+    if "rotate_days" in raw:
+        given["rotate_s"] = raw["rotate_days"] * DAY_S
+    if "retention_days" in raw:
+        kept = raw["retention_days"]
+        given["retention_s"] = None if kept == "forever" else kept * DAY_S
+    return AuditOptions(
+        path or raw["path"],
+        OnFailure(raw.get("on_failure", OnFailure.STOP)),
+        key=beside(raw.get("key")),
+        **given,
     )
 
 

@@ -3,8 +3,10 @@
     GET  /health /ready /metrics                         for probes and Prometheus
     GET  /-/policies /-/plan /-/events                   what is in force, what a reload would change, what happened
     POST /-/reload /-/off /-/on /-/rollback              the four things that operators do
+    POST /-/redact                                       erase prompts and outputs beside the audit log
 
-A POST may carry ``{"reason": …}``, a rollback ``{"to": REVISION}``, and both a reload and a rollback ``If-Match:
+A POST may carry ``{"reason": …}``, a rollback ``{"to": REVISION}``, a redaction ``{"request_id": ID}`` or ``{"before":
+SECONDS}``, and both a reload and a rollback ``If-Match:
 "REVISION"``. It answers when the thing is done, or with the whole error.
 """
 
@@ -22,7 +24,8 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from scope_runtime.errors import ScopeError
+from scope_runtime.audit.redact import Selection
+from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.lifecycle.follow import Follower
 from scope_runtime.lifecycle.listen import Served, unix_socket
 from scope_runtime.lifecycle.manager import Lifecycle
@@ -79,6 +82,22 @@ def control_app(lifecycle: Lifecycle, follower: Follower, registry: CollectorReg
     def on(request: Request, why: Why = None) -> dict[str, Any]:
         lifecycle.on(_cause(request, why))
         return status_data(lifecycle, follower)
+
+    @app.post("/-/redact")
+    def redact(request: Request, why: Why = None) -> dict[str, Any]:
+        said, cause = why or {}, _cause(request, why)
+        if lifecycle.audit is None:
+            raise UsageError("this process keeps no audit log")
+        if not cause.reason:
+            raise UsageError("no reason is given")
+        try:
+            before = float(said["before"]) if "before" in said else None
+        except ValueError:
+            raise UsageError("this is no time", found=said["before"], expected="seconds") from None
+        done = lifecycle.audit.redact(
+            Selection(said.get("request_id"), before), cause.actor, cause.reason
+        )
+        return {"n_openings": done.n_openings, "n_requests": done.n_requests}
 
     return app
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from scope_runtime.audit import AuditLog
 from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.events import Event, Kind
 from scope_runtime.lifecycle.build import Bench, Built
@@ -103,6 +104,11 @@ class Lifecycle:
     def acknowledged(self) -> bool:
         """Whether a token was computed under what is in force now."""
         return self._target.acknowledged
+
+    @property
+    def audit(self) -> AuditLog | None:
+        """The target's audit log."""
+        return self._target.audit
 
     def events(self) -> tuple[Event, ...]:
         """The target's latest events, oldest first."""

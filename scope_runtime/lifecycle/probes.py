@@ -16,19 +16,25 @@ def add_probes(app: FastAPI, lifecycle: Lifecycle, registry: CollectorRegistry) 
     """Adds the three routes."""
 
     @app.get("/health")
-    def health() -> dict[str, str]:
-        return {"status": "alive"}
+    def health() -> dict[str, object]:
+        # Alive whatever becomes of policies and log: a restart mends neither.
+        return {"status": "alive"} | _audit(lifecycle)
 
     @app.get("/ready")
     def ready(response: Response) -> dict[str, object]:
         loaded = bool(lifecycle.current.policies) or lifecycle.options.fail == "open"
-        response.status_code = 200 if loaded else 503
-        return {"ready": loaded, "revision": lifecycle.revision}
+        ready = loaded and (lifecycle.audit is None or lifecycle.audit.status.serving)
+        response.status_code = 200 if ready else 503
+        return {"ready": ready, "revision": lifecycle.revision} | _audit(lifecycle)
 
     @app.get("/metrics")
     def metrics(accept: Annotated[str | None, Header()] = None) -> Response:
         text, content_type = exposition(registry, accept)
         return Response(text, headers={"Content-Type": content_type})
+
+
+def _audit(lifecycle: Lifecycle) -> dict[str, object]:
+    return {"audit": lifecycle.audit.status.probe_fields()} if lifecycle.audit is not None else {}
 
 
 def probes_app(lifecycle: Lifecycle, registry: CollectorRegistry) -> FastAPI:

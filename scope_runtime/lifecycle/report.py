@@ -36,6 +36,7 @@ def status_data(lifecycle: Lifecycle, follower: Follower) -> dict[str, Any]:
         "reloads": {"ok": lifecycle.counts.ok, "refused": lifecycle.counts.refused},
         "hints": follower.hints,
         "trouble": None if trouble is None else str(trouble),
+        "audit": None if lifecycle.audit is None else lifecycle.audit.status.fields(),
         "kept": [
             {"revision": kept.revision, "time": kept.time, "policies": list(kept.policies)}
             for kept in (lifecycle.state.kept() if lifecycle.state else ())

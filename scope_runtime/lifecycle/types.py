@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from scope_runtime.audit import AuditLog
 from scope_runtime.errors import ScopeError
 from scope_runtime.events import Event, Kind
 from scope_runtime.select import ProgramSource
@@ -31,6 +32,9 @@ class Target(Protocol):
 
     @property
     def acknowledged(self) -> bool: ...
+
+    @property
+    def audit(self) -> AuditLog | None: ...
 
 
 class Builder(Protocol):

@@ -109,11 +109,11 @@ def audit_reader(log: AuditLog) -> Reader:
     """How the audit log fares."""
 
     def read() -> Iterator[Reading]:
-        health = log.health
-        yield _one(f.AUDIT_RECORDS, health.n_written)
-        yield _one(f.AUDIT_DROPPED, health.n_dropped)
-        yield _one(f.AUDIT_QUEUED, health.n_queued)
-        yield _one(f.AUDIT_LAG, health.lag_s)
-        yield _one(f.AUDIT_FAILED, health.failed is not None)
+        status = log.status
+        yield _one(f.AUDIT_RECORDS, status.records_written)
+        yield _one(f.AUDIT_DROPPED, status.dropped)
+        yield _one(f.AUDIT_QUEUED, status.queued)
+        yield _one(f.AUDIT_LAG, status.lag_s)
+        yield _one(f.AUDIT_FAILED, status.final)
 
     return read

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scope_runtime.audit import AuditLog, AuditOptions
 from scope_runtime.cli.main import main
+from scope_runtime.events import Content
+from scope_runtime.policy.model import Keep
 from tests.support.audit_logs import request
 
 
@@ -29,14 +32,24 @@ def test_every_command_of_the_page_runs(
         if "keygen" in line:
             log = AuditLog(AuditOptions("audit.jsonl", key="audit.key"))
             for n in range(4):
-                log.write(request(n, rule="stay-in-english"))
+                *others, summary = request(n, rule="stay-in-english")
+                contents = (
+                    Content("prompt", (n,), "why?", Keep.KEEP),
+                    Content("output", (n,), f"because {n}", Keep.COMMIT),
+                )
+                log.write([*others, replace(summary, contents=contents)])
             log.close()
+            Path("answer.txt").write_text("because 1")
             shutil.copy("audit.checkpoint", "kept.checkpoint")
     out = capsys.readouterr().out
     assert (
         "audit.jsonl: sound, 9 records in 1 segments, 9 of 9 signed by example.com/llm/audit" in out
     )
     assert "record 2 is in example.com/llm/audit" in out
+    assert '        prompt: "why?"\n        output: (only its commitment is kept)\n' in out
+    assert "output: the one on record" in out
+    assert "2 prompts and outputs of 1 requests erased" in out
+    assert "6 prompts and outputs of 3 requests erased" in out
 
 
 def test_the_page_names_every_option(root: Path) -> None:

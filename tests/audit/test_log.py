@@ -190,6 +190,25 @@ def test_30_disk_full_drop(
     assert (report.bad, report.dropped) == (None, 6)
 
 
+def test_30_disk_full_drop_is_noted_though_nobody_writes(
+    opened: Callable[[OnFailure], AuditLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scope_runtime.audit.log.LONGEST_PAUSE_S", 0.01)
+    log = opened(OnFailure.DROP)
+    disk = FullDisk(monkeypatch)
+    log.write([event(1)])
+    assert (log.status.error, log.status.serving) == ("[Errno 28] No space left on device", True)
+    assert disk.tries.acquire(timeout=30)
+    assert disk.tries.acquire(timeout=30)
+    disk.full = False
+    with log._changed:
+        assert log._changed.wait_for(lambda: log._trouble is None, 30)
+    assert whats(log.path) == ["segment", "n0", "dropped"]
+    status = log.status
+    assert (status.records_written, status.dropped, status.failing_since) == (1, 1, None)
+    log.close()
+
+
 def test_30_disk_full_drop_is_noted_at_the_close(
     opened: Callable[[OnFailure], AuditLog], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from scope_runtime.audit import AuditOptions, OnFailure
 from scope_runtime.errors import PolicyErrors
 from scope_runtime.lifecycle.config import changes, load_config
 from tests.conftest import Scope
@@ -44,6 +46,14 @@ WRONG = {
     ("kind: Runtime", "kind: SteeringPolicy"): "2:7: wrong value (at kind)",
     ("poll_s: 600", "fail: maybe"): "unknown value (at spec.policy.fail)",
     ("poll_s: 600", "path: twice"): 'duplicate key "path"',
+    (
+        "control: {{socket: control.sock}}",
+        "audit: {{path: a.jsonl, on_failure: ignore}}",
+    ): 'unknown value (at spec.audit.on_failure); found "ignore"',
+    (
+        "control: {{socket: control.sock}}",
+        "audit: {{path: a.jsonl, retention_days: never}}",
+    ): "(at spec.audit.retention_days)",
 }
 
 
@@ -53,6 +63,35 @@ def test_what_is_wrong_is_refused_with_its_place(site: Site, case: tuple[str, st
     with pytest.raises(PolicyErrors) as refused:
         load_config(path)
     assert WRONG[case] in str(refused.value)
+
+
+def test_the_audit_log_is_kept_as_the_file_says(site: Site) -> None:
+    bare = load_config(write(site, TEXT + "  audit: {{path: audit/log.jsonl}}\n")).audit
+    assert bare == AuditOptions(site.folder.parent / "audit" / "log.jsonl")
+    every = (
+        "  audit: {{path: log.jsonl, on_failure: drop, key: a.key, origin: here, rotate_bytes: 5000,"
+        " rotate_days: 0.5, retention_days: forever, compress: true, checkpoint_s: 5,"
+        " queue_records: 7}}\n"
+    )
+    given = load_config(write(site, TEXT + every)).audit
+    assert given == AuditOptions(
+        site.folder.parent / "log.jsonl",
+        OnFailure.DROP,
+        key=site.folder.parent / "a.key",
+        origin="here",
+        rotate_bytes=5000,
+        rotate_s=43200.0,
+        retention_s=None,
+        compress=True,
+        checkpoint_s=5.0,
+        queue_records=7,
+    )
+    assert {f"spec.audit.{key}" for key in yaml.safe_load(every.format())["audit"]} == {
+        key for key, how in changes() if key.startswith("spec.audit.") and how == "restart"
+    }
+    week = load_config(write(site, TEXT + "  audit: {{path: log.jsonl, retention_days: 7}}\n"))
+    assert week.audit is not None
+    assert week.audit.retention_s == 7 * 86400
 
 
 def test_every_key_says_what_a_change_of_it_needs(site: Site, scope: Scope) -> None:
