@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import ARMS, BASE
-from benchmarks.paired import Ratio, paired_ratio
 from benchmarks.samples import Plan, Round
+from scope_runtime.paired import Ratio, paired_ratio
 
 TARGETS = {
     "8 features, 1 layer": (1.01, 1.02),

@@ -257,6 +257,15 @@ class Runtime:
     def shape(self) -> ModelShape:
         return self._engine.context.shape
 
+    def compile(self, policy: str | Path | None) -> ProgramSource:
+        """Loads, checks and compiles a policy for this model, for ``take_up``; None: the empty program.
+
+        Raises:
+            ScopeError: it cannot be carried out.
+        """
+        loaded = load_policies(policy, root=self._policy_root) if policy is not None else ()
+        return ProgramSource(loaded, self.shape, control_vector_layers=self.control_vector_layers)
+
     def set_policy(self, policy: str | Path | None) -> Program:
         """Loads, checks, compiles and swaps in a policy; None switches steering off.
 
@@ -271,10 +280,7 @@ class Runtime:
                 hint="Change the file, roll back or switch off",
             )
         try:
-            loaded = load_policies(policy, root=self._policy_root) if policy is not None else ()
-            source = ProgramSource(
-                loaded, self.shape, control_vector_layers=self.control_vector_layers
-            )
+            source = self.compile(policy)
             self.take_up(source, policy=str(policy) if policy is not None else None)
         except ScopeError as error:
             self.record("refused", Kind.POLICY, policy=str(policy), **error.fields())
@@ -440,6 +446,16 @@ class Runtime:
                 ``generation``.
         """
         return self._engine.logits(tokens, labels or {}, n_prompt)
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens that the model knows; their ids are 0 to n_vocab - 1."""
+        return self._engine.context.n_vocab
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that end an answer."""
+        return tuple(t for t in range(self.n_vocab) if self._engine.context.ends(t))
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, as ``generate`` would see it."""

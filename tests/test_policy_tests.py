@@ -64,7 +64,7 @@ def write(folder: Path, cases: str, name: str = "policy.test.yaml") -> Path:
     return path
 
 
-def test_the_shipped_policies_pass_their_tests(call: Cli) -> None:
+def test_behaviour_4_the_shipped_policies_pass_their_tests_offline(call: Cli) -> None:
     code, out, err = call("test", ROOT / "policies", "--min-coverage", "100", "--json")
     said = json.loads(out)
     assert (code, err, said["passed"]) == (0, "", True)

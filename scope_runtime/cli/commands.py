@@ -27,6 +27,7 @@ COMMANDS = {
     "record": Entry("record", "record", "Record residuals, for tests without the model."),
     "diff": Entry("diff", "diff", "Say what changes from one policy to another."),
     "run": Entry("run", "run", "Generate an answer under a policy."),
+    "bench": Entry("bench", "bench", "Measure tokens a second with a policy on and off."),
     "host": Entry("host", "host", "Answer prompts under policies that may change."),
     "status": Entry("control", "status", "Print what policies a running process obeys."),
     "plan": Entry("control", "plan", "Print what a reload would change there."),

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import overhead, report
 from benchmarks.arms import ARMS, BASE, SLOW_ARM, Bench
-from benchmarks.paired import paired_ratio
 from benchmarks.samples import Journal, Plan, Round
+from scope_runtime.paired import paired_ratio
 
 PLAN = Plan(
     "tiny", "a build", 2, n_rounds=2, n_prompt=8, n_blocks=2, n_block_tokens=3, slow_every=2

@@ -52,7 +52,7 @@ def test_keys_are_for_their_owner_and_replace_nothing(call: Cli, tmp_path: Path)
     )
 
 
-def test_build_verify_inspect_push_fetch(call: Cli, tmp_path: Path) -> None:
+def test_behaviour_5_build_verify_inspect_push_fetch(call: Cli, tmp_path: Path) -> None:
     code, built, _ = call("build", "policies", "-o", "fleet.bundle", "--key", "signing.pem")
     assert code == 0
     policy = load_policy(tmp_path / "policies" / "policy.yaml")

@@ -53,17 +53,17 @@ LINTY_LINES = (
 )
 
 
-def test_a_valid_policy(check: Check) -> None:
+def test_behaviour_2_fine_is_0(check: Check) -> None:
     assert check("good.yaml", "--no-files") == (0, "good.yaml: ok: good\n", "")
 
 
-def test_an_invalid_policy_lists_each_error_with_its_place(check: Check) -> None:
+def test_behaviour_2_invalid_is_1_and_lists_each_error_with_its_place(check: Check) -> None:
     code, out, err = check("bad.yaml", "--no-files")
     assert (code, err) == (1, "")
     assert out == BAD_LINES
 
 
-def test_warnings_alone_have_their_own_exit_code(check: Check) -> None:
+def test_behaviour_2_warnings_alone_are_3(check: Check) -> None:
     assert check("linty.yaml", "--no-files") == (3, LINTY_LINES, "")
     assert check("linty.yaml", "--no-files", "--no-warnings") == (0, "linty.yaml: ok: good\n", "")
 
@@ -82,7 +82,7 @@ def test_a_directory_is_its_policies(check: Check) -> None:
     ]
 
 
-def test_wrong_usage(check: Check, tmp_path: Path) -> None:
+def test_behaviour_2_wrong_usage_is_2(check: Check, tmp_path: Path) -> None:
     assert check("gone.yaml") == (
         2,
         "",
@@ -143,7 +143,7 @@ def test_packs_are_opened_and_the_policy_compiled(check: Check, tiny: Tiny) -> N
     assert out.startswith(f"{tiny.policy}: ok: tiny sha256:")
 
 
-def test_a_feature_that_is_not_in_the_pack(check: Check, tiny: Tiny) -> None:
+def test_behaviour_1_a_feature_that_is_not_in_the_pack(check: Check, tiny: Tiny) -> None:
     wrong = tiny.policy.with_name("wrong.yaml")
     wrong.write_text(tiny.policy.read_text().replace("layer: 2, id: 5", "layer: 2, id: 999999"))
     code, out, _ = check(wrong, "--no-warnings")

@@ -22,7 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_fmt_writes_what_is_not_laid_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_behaviour_3_fmt_writes_what_is_not_laid_out_and_then_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "loose.yaml").chmod(0o640)
     untouched = (folder / "neat.yaml").stat()
     assert main(["fmt"]) == 0
@@ -35,7 +37,7 @@ def test_fmt_writes_what_is_not_laid_out(folder: Path, capsys: pytest.CaptureFix
     assert sorted(path.name for path in folder.iterdir()) == ["loose.yaml", "neat.yaml"]
 
 
-def test_check_prints_a_diff_and_changes_nothing(
+def test_behaviour_3_check_prints_a_diff_and_changes_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fmt", "--check", "loose.yaml", "neat.yaml"]) == 1

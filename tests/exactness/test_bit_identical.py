@@ -40,7 +40,7 @@ def test_process_without_the_hook(
 @pytest.mark.parametrize("mode", ["audit", "off"])
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_modes_that_change_nothing(
+def test_behaviour_19_modes_that_change_nothing(
     architecture: str,
     point: str,
     mode: str,

@@ -15,7 +15,7 @@ from tests.policy.cases import CASES, read_case
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_bad_policy_gives_exactly_this_message(
+def test_behaviour_1_bad_policy_gives_exactly_this_message(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = read_case(path)

@@ -35,7 +35,7 @@ def test_a_wider_root_lets_a_policy_name_files_beside_its_directory(tmp_path: Pa
     assert file_path(policy, "packs/v.gguf") == tmp_path / "packs" / "v.gguf"
 
 
-def test_a_root_that_does_not_hold_the_policy_refuses_its_files(tmp_path: Path) -> None:
+def test_behaviour_7_a_root_that_does_not_hold_the_policy_refuses_its_files(tmp_path: Path) -> None:
     path = write(tmp_path / "policies", "v.gguf")
     (tmp_path / "policies" / "v.gguf").touch()
     (tmp_path / "other").mkdir()

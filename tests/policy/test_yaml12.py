@@ -101,7 +101,7 @@ def test_the_place_of_a_bad_byte_counts_characters() -> None:
     )
 
 
-def test_a_duplicate_key_keeps_the_first_value_and_reads_on() -> None:
+def test_behaviour_1_a_duplicate_key_is_an_error_and_the_rest_is_read() -> None:
     document = parse("a: 1\na: {x: 2, x: 3}\nb: 4\n", FILE)
     assert document.tree == {"a": 1, "b": 4}
     assert [str(error) for _, error in document.errors] == [
