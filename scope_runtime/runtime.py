@@ -461,6 +461,10 @@ class Runtime:
         """Token ids of a text, as ``generate`` would see it."""
         return self._engine.encode_prompt(text)
 
+    def control_texts(self) -> list[str]:
+        """Texts that a prompt must not have where a stranger wrote it: they count as control tokens."""
+        return self._engine.context.control_texts()
+
     def close(self) -> None:
         """Waits for the running request, then frees model and logs. Safe to call twice."""
         if self._hosted is not None:

@@ -150,7 +150,7 @@ def test_version(call: Cli) -> None:
 def test_root_help_lists_every_command(call: Cli) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    listed = dict(re.findall(r"^  ([a-z]+) +(.*)$", out.split("Commands:")[1], re.MULTILINE))
+    listed = dict(re.findall(r"^  ([a-z-]+) +(.*)$", out.split("Commands:")[1], re.MULTILINE))
     assert listed == {name: entry.summary for name, entry in COMMANDS.items()}
 
 

@@ -29,6 +29,8 @@ COMMANDS = {
     "run": Entry("run", "run", "Generate an answer under a policy."),
     "bench": Entry("bench", "bench", "Measure tokens a second with a policy on and off."),
     "host": Entry("host", "host", "Answer prompts under policies that may change."),
+    "serve": Entry("serve", "serve", "Serve OpenAI's API under policies."),
+    "api-key": Entry("api_key", "api_key", "Make a key for those who ask a server."),
     "status": Entry("control", "status", "Print what policies a running process obeys."),
     "plan": Entry("control", "plan", "Print what a reload would change there."),
     "reload": Entry("control", "reload", "Load the policies of a running process again."),

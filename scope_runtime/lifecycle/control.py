@@ -141,6 +141,11 @@ class _PeerProtocol(H11Protocol):
             self.client = (f"uid {uid}", pid)
 
 
+def peer_protocol() -> type[H11Protocol]:
+    """For whoever serves the routes at a Unix socket: records name who asked."""
+    return _PeerProtocol
+
+
 class ControlServer(Served):
     """Serves the control channel on a thread of its own.
 

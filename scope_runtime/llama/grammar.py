@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scope_runtime.errors import UsageError
@@ -15,6 +15,12 @@ MAX_OPTIONAL = 200
 """Parts that may be left out: llama.cpp's work grows with about the cube of how many stand in a row; 300 take 20 s."""
 
 _OPTIONAL = re.compile(r"[?*]|\{\s*0*\s*,")
+
+_IGNORED = frozenset(
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf uniqueItems contains minContains "
+    "maxContains not if then else patternProperties propertyNames minProperties maxProperties "
+    "dependentRequired dependentSchemas unevaluatedItems unevaluatedProperties".split()
+)
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """Of OpenAI's ``json_object``: whatever JSON object."""
@@ -63,11 +69,35 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
+        passed_over = sorted(_passed_over(schema))
         text: str = json_schema_to_gbnf(json.dumps(schema))
     except Exception as error:  # whatever the converter stumbles over, the schema is what is wrong
         raise UsageError(
             "the JSON schema cannot be turned into a grammar",
             found=f"{type(error).__name__}: {error}"[:500],
         ) from error
+    if passed_over:
+        raise UsageError(
+            "the JSON schema asks for what its grammar would not hold",
+            found=", ".join(passed_over),
+            hint="Leave it out, and look at the answer",
+        )
     check_grammar(text)
     return text
+
+
+def _passed_over(schema: Any) -> Iterator[str]:
+    """Keywords that the converter ignores: whoever wrote them counts on them."""
+    if not isinstance(schema, Mapping):
+        return
+    yield from (key for key in _IGNORED if schema.get(key) not in (None, False))
+    for key in ("items", "additionalProperties"):
+        yield from _passed_over(schema.get(key))
+    for key in ("prefixItems", "items", "anyOf", "oneOf", "allOf"):
+        if isinstance(schema.get(key), list):
+            for each in schema[key]:
+                yield from _passed_over(each)
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(schema.get(key), Mapping):
+            for each in schema[key].values():
+                yield from _passed_over(each)

@@ -126,6 +126,13 @@ def test_a_schema_that_cannot_be_expressed_is_refused(schema: dict[str, object])
         schema_grammar({"type": "string", **schema})
 
 
+def test_what_a_grammar_would_not_hold_is_refused() -> None:
+    schema = {"type": "object", "properties": {"minimum": {"type": "integer", "minimum": 3}}}
+    with pytest.raises(UsageError, match="would not hold; found minimum"):
+        schema_grammar(schema)
+    schema_grammar({"type": "object", "properties": {"minimum": {"type": "integer"}}})
+
+
 def test_a_bias_and_a_penalty_change_the_draw(runtime: Runtime) -> None:
     plain = runtime.generate(PROMPT, max_tokens=1, temperature=0.0)
     (first,) = plain.tokens

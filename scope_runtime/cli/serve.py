@@ -1,0 +1,164 @@
+"""``scope serve``: OpenAI's API over a model that runs under policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_runtime.cli.options import GpuLayersOption, RootOption, ThreadsOption
+from scope_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from scope_runtime.lifecycle.config import RuntimeConfig
+    from scope_runtime.runtime import Runtime
+    from scope_runtime.serve.options import ServeOptions
+
+
+def serve(
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", metavar="FILE", help="The model: a GGUF file.")
+    ] = None,
+    policies: Annotated[
+        Path | None,
+        typer.Option(
+            "--policies", "-P", metavar="FILE|DIR", help="The policies to obey, and to follow."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="A scope.yaml that says all of this."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Where to listen.  [127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help="Of it; 0 takes a free one.  [8080]"
+        ),
+    ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            "--admin", metavar="ADDRESS", help="Control routes: HOST:PORT, :PORT or unix:PATH."
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="API keys (see scope api-key)."),
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option("--alias", metavar="NAME", help="The model's name in requests.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-label", metavar="NAME", help="A label that requests may set; repeatable."
+        ),
+    ] = None,
+    root: RootOption = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="Where policies outlive the process."),
+    ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option("--control", metavar="SOCKET", help="Socket for scope status, reload, off."),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option("--audit", metavar="FILE", help="Audit log to append to.")
+    ] = None,
+    n_gpu_layers: GpuLayersOption = 0,
+    threads: ThreadsOption = None,
+    ctx: Annotated[
+        int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Tokens of context.")
+    ] = 4096,
+) -> None:
+    """Serve OpenAI's API; every answer is under the policies that select it.
+
+    With --config the model, its policies and their files are said there, and only --host, --port,
+    --admin, --keys, --alias and --allow-label count beside it. SIGHUP reloads policies and keys;
+    SIGTERM lets running answers end; a second one does not.
+
+    \b
+    Examples:
+      scope serve -m model.gguf -P policies/
+      scope serve --config scope.yaml --host 0.0.0.0 --keys keys.yaml --admin :8081
+    """
+    from scope_runtime.serve.options import ServeOptions, admin_place
+
+    read: RuntimeConfig | None = None
+    options = ServeOptions()
+    if config is not None:
+        from scope_runtime.lifecycle.config import load_config
+        from scope_runtime.serve.config import serve_options
+
+        if model is not None or policies is not None:
+            raise UsageError("--config says which model and policies", hint="Leave out one of them")
+        read = load_config(config)
+        options = serve_options(read)
+        model = read.model
+    if model is None:
+        raise UsageError("no model is given", hint="Give --model FILE, or --config scope.yaml")
+    if read is None and policies is None:
+        raise UsageError("no policies are given", hint="Give --policies DIR, or --config")
+    changes: dict[str, Any] = {
+        "listen": dataclasses.replace(
+            options.listen,
+            host=host if host is not None else options.listen.host,
+            port=port if port is not None else options.listen.port,
+        ),
+        "admin": admin_place(admin) if admin is not None else None,
+        "keys": keys,
+        "alias": alias,
+        "labels": tuple(labels) if labels else None,
+    }
+    options = dataclasses.replace(
+        options, **{name: value for name, value in changes.items() if value is not None}
+    )
+
+    def opened() -> Runtime:
+        if read is not None:
+            from scope_runtime.configured import configured
+
+            return configured(read)
+        from scope_runtime.runtime import Runtime
+
+        return Runtime(
+            model,
+            policies,
+            policy_root=root,
+            watch=True,
+            state=state,
+            control=control,
+            audit=audit,
+            n_ctx=ctx,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=threads,
+        )
+
+    _serve(options, model, opened)
+
+
+def _serve(options: ServeOptions, model: Path, opened: Any) -> None:
+    from scope_runtime.serve.admin import Control
+    from scope_runtime.serve.embedded import Embedded
+    from scope_runtime.serve.keys import KeyRing
+    from scope_runtime.serve.server import Opened, serve
+
+    def opener(ring: KeyRing) -> Opened:
+        runtime = opened()
+        try:
+            return Opened(Embedded(runtime), Control.of(runtime.hosted, ring))
+        except BaseException:
+            runtime.close()
+            raise
+
+    def ready(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    serve(options, options.alias or model.stem, opener, ready)

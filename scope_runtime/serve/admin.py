@@ -1,0 +1,108 @@
+"""The control channel's routes on a listener of their own, for keys of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from scope_runtime.lifecycle.control import control_app
+from scope_runtime.lifecycle.hosted import Hosted
+from scope_runtime.lifecycle.types import Cause
+from scope_runtime.serve.errors import ApiError, JsonResponse
+from scope_runtime.serve.gate import Gate
+from scope_runtime.serve.gateway import ANYBODY, Gateway
+from scope_runtime.serve.keys import Holder, KeyRing
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The policies that an engine follows, as the gateway controls them."""
+
+    hosted: Hosted
+
+    @classmethod
+    def of(cls, hosted: Hosted, keys: KeyRing) -> Control:
+        """Every reload, whoever asks for it, reads the keys again: all of it is taken up, or nothing."""
+        before = hosted.lifecycle.before_reload
+
+        def with_keys() -> str | None:
+            told = before()
+            keys.reload()
+            return told
+
+        hosted.lifecycle.before_reload = with_keys
+        return cls(hosted)
+
+    def stale(self) -> str | None:
+        """Why what lies on disk is not what is in force; None when it is."""
+        last = self.hosted.lifecycle.last
+        return None if last is None or last.error is None else "policies are stale"
+
+    def app(self) -> ASGIApp:
+        """The control channel's routes."""
+        hosted = self.hosted
+        return control_app(hosted.lifecycle, hosted.follower, hosted.metrics.registry)
+
+    def handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """SIGHUP reloads, SIGUSR1 switches off, SIGUSR2 on."""
+        follower = self.hosted.follower
+        for number, ask in (
+            (signal.SIGHUP, follower.ask_reload),
+            (signal.SIGUSR1, follower.ask_off),
+            (signal.SIGUSR2, follower.ask_on),
+        ):
+            loop.add_signal_handler(number, ask, Cause("signal", number.name))
+
+
+def admin_app(gateway: Gateway, control: Callable[[], Control | None], *, keyless: bool) -> ASGIApp:
+    """What operators reach.
+
+    Args:
+        control: once the engine is there.
+        keyless: the socket's mode lets nobody else in, so nobody is asked for a key.
+    """
+    keys = gateway.keys
+
+    def holder(key: str | None) -> Holder | None:
+        if keyless:
+            return ANYBODY
+        return keys.holder(key, admin=True) if key is not None else None
+
+    options = gateway.options
+    app = _Switch(gateway, control)
+    return Gate(app, holder, options.max_body_bytes, options.receive_s)
+
+
+class _Switch:
+    """The routes once they are there; ``/health`` and ``/ready`` at any time."""
+
+    def __init__(self, gateway: Gateway, control: Callable[[], Control | None]) -> None:
+        self._gateway = gateway
+        self._control = control
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        why = self._gateway.not_ready()
+        if scope["path"] == "/ready":
+            response = JsonResponse(
+                {"ready": why is None, "reason": why}, status_code=200 if why is None else 503
+            )
+            await response(scope, receive, send)
+            return
+        if scope["path"] == "/health":
+            await JsonResponse({"status": "alive"})(scope, receive, send)
+            return
+        control = self._control()
+        if control is None:
+            error = ApiError(
+                503, f"The server is {why}.", code=str(self._gateway.phase), retry_after_s=5
+            )
+            await error.response()(scope, receive, send)
+            return
+        if self._app is None:
+            self._app = control.app()
+        await self._app(scope, receive, send)

@@ -1,0 +1,159 @@
+"""The routes of OpenAI's API, and those of probes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from scope_runtime.errors import ScopeError
+from scope_runtime.serve.errors import ApiError, JsonResponse, internal, refused
+from scope_runtime.serve.gate import Gate
+from scope_runtime.serve.gateway import ANYBODY, Gateway, log_fault
+from scope_runtime.serve.keys import Holder
+from scope_runtime.serve.labels import labels_of
+from scope_runtime.serve.parse import asks_of
+from scope_runtime.serve.respond import ClientGone, Wanted, stream, whole
+from scope_runtime.serve.schemas import ChatRequest, CompletionRequest
+from scope_runtime.serve.shapes import Chat, Completion, Shape
+from scope_runtime.version import __version__
+
+_SHOWN = 300
+
+
+def public_app(gateway: Gateway) -> ASGIApp:
+    """What users reach."""
+    keys = gateway.keys
+
+    def holder(key: str | None) -> Holder | None:
+        if keys.path is None:
+            return ANYBODY
+        return keys.holder(key) if key is not None else None
+
+    options = gateway.options
+    return Gate(routes(gateway), holder, options.max_body_bytes, options.receive_s)
+
+
+def routes(gateway: Gateway) -> FastAPI:
+    """The routes themselves, without what stands before them."""
+    app = FastAPI(
+        title="Scope Runtime",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    _add_errors(app)
+    models = [
+        {
+            "id": gateway.model,
+            "object": "model",
+            "created": gateway.created,
+            "owned_by": "scope-runtime",
+        }
+    ]
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        why = gateway.not_ready()
+        return JsonResponse(
+            {"ready": why is None, "reason": why}, status_code=200 if why is None else 503
+        )
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": models}
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> dict[str, Any]:
+        _check_model(gateway, name)
+        return models[0]
+
+    @app.post("/v1/completions")
+    async def complete(request: Request, wanted: CompletionRequest) -> Response:
+        return await _answer(gateway, request, wanted, Completion())
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, wanted: ChatRequest) -> Response:
+        return await _answer(gateway, request, wanted, Chat())
+
+    return app
+
+
+def _check_model(gateway: Gateway, name: str | None) -> None:
+    if name is not None and name != gateway.model:
+        raise ApiError(
+            404,
+            f"The model {name[:_SHOWN]!r} does not exist; this server has {gateway.model!r}.",
+            code="model_not_found",
+            param="model",
+        )
+
+
+async def _answer(
+    gateway: Gateway, request: Request, wanted: CompletionRequest | ChatRequest, shape: Shape
+) -> Response:
+    _check_model(gateway, wanted.model)
+    options, holder = gateway.options, request.state.holder
+    header = request.headers.get(options.label_header)
+    labels = labels_of(holder.labels, header, options.labels, options.label_header)
+    takes = gateway.engine.takes
+    request_id = request.state.request_id
+    asks = await asyncio.to_thread(asks_of, wanted, labels, request_id, takes)
+    told = Wanted(
+        shape=shape,
+        model=gateway.model,
+        created=gateway.now(),
+        request_id=request_id,
+        asks=asks,
+        n=wanted.n or 1,
+        explain=wanted.scope is not None and wanted.scope.explain,
+        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
+        scored=asks[0].sampling.top_logprobs is not None,
+    )
+    job = gateway.job(asks, labels, holder)
+    try:
+        if wanted.stream:
+            return await stream(job, told, request.receive)
+        return await whole(job, told, request.receive)
+    except ClientGone:
+        return Response(status_code=499)
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every way to fail, in OpenAI's shape."""
+
+    @app.exception_handler(ScopeError)
+    async def scope_error(request: Request, error: ScopeError) -> Response:
+        told = refused(error)
+        if told.status >= 500 and not isinstance(error, ApiError):
+            log_fault(error)
+        return told.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        param = ".".join(place)[:_SHOWN] or None
+        at = f" (at {param})" if param else ""
+        return ApiError(400, f"{first['msg']}{at}", code="invalid_value", param=param).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            place = f"{request.method} {request.url.path}"[:_SHOWN]
+            return ApiError(404, f"Unknown request URL: {place}.", code="unknown_url").response()
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        # What was wrong is told by the server that calls this, which gets the exception as well.
+        return internal().response()

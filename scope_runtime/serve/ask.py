@@ -1,0 +1,82 @@
+"""What the gateway and an engine say to each other: embedded llama.cpp and a llama-server look alike from here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from scope_runtime.events import Event, RevisionSpan
+from scope_runtime.llama.answer import Piece
+from scope_runtime.llama.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer that is wanted: a request for ``n`` answers to ``m`` prompts is n·m of these.
+
+    Attributes:
+        prompt: raw text or token ids; None where there are ``messages``.
+        messages: of a chat, role and content, for the model's template.
+        labels: of the request, for selection.
+        request_id: under which it is on record.
+        passed: parameters that the engine said it ``takes`` itself, as the client sent them.
+    """
+
+    prompt: str | tuple[int, ...] | None
+    messages: tuple[Mapping[str, Any], ...] | None
+    sampling: Sampling
+    labels: Mapping[str, str]
+    request_id: str
+    passed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The prompt is computed.
+
+    Attributes:
+        revision: of the first position.
+        interventions: rules that may change this answer.
+    """
+
+    revision: str
+    interventions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of an answer. ``finish_reason`` is the engine's: ``stop``, ``length``, ``abort`` or ``cancelled``."""
+
+    finish_reason: str
+    revisions: tuple[RevisionSpan, ...]
+    report: tuple[Event, ...]
+    n_prompt: int
+    n_reused: int
+    n_answer: int
+
+
+Item = Began | Piece | Done
+
+
+class Engine(Protocol):
+    """Where answers are computed.
+
+    Attributes:
+        slots: answers that it computes side by side; the gateway never asks for more at once.
+        takes: parameters beyond ``Sampling`` that it carries out itself (``tools``, …); others are refused.
+    """
+
+    slots: int
+    takes: frozenset[str]
+
+    def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
+        """Yields Began, then pieces, then Done. Closing it ends the answer, and waits until its place is free.
+
+        Raises:
+            UsageError: what was asked cannot be (a prompt that does not fit, a grammar that cannot be read).
+            ScopeError: the engine failed.
+        """
+
+    async def close(self) -> None:
+        """Frees everything."""

@@ -1,0 +1,119 @@
+"""llama.cpp in this process as an engine of the gateway: a thread computes, the event loop passes on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from threading import Event as Flag
+from typing import Any, cast
+
+from scope_runtime.events import RevisionSpan
+from scope_runtime.llama.answer import Piece
+from scope_runtime.llama.chat import Message
+from scope_runtime.llama.engine import Generation
+from scope_runtime.policy.model import Mode
+from scope_runtime.program import Program
+from scope_runtime.runtime import GenerateOptions, Runtime
+from scope_runtime.serve.ask import Ask, Began, Done, Item
+
+
+class Embedded:
+    """A Runtime that answers for the gateway; it is closed with it."""
+
+    slots = 1
+    takes: frozenset[str] = frozenset()
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._controls = control_pattern(runtime.control_texts())
+        self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="scope-answer")
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
+        """See ``Engine``."""
+        loop = asyncio.get_running_loop()
+        came: asyncio.Queue[Item | None] = asyncio.Queue()
+        gone = Flag()
+
+        def tell(item: Item) -> None:
+            loop.call_soon_threadsafe(came.put_nowait, item)
+
+        work = loop.run_in_executor(self._threads, self._compute, ask, gone.is_set, tell)
+        work.add_done_callback(lambda _: came.put_nowait(None))
+        try:
+            while (item := await came.get()) is not None:
+                yield item
+            work.result()
+        finally:
+            gone.set()
+            await asyncio.wait({work})
+            # Whoever goes away does not ask how it ended; the loop must not complain of that.
+            work.exception()
+
+    def _compute(
+        self, ask: Ask, cancelled: Callable[[], bool], tell: Callable[[Item], None]
+    ) -> None:
+        def began(program: Program, revisions: tuple[RevisionSpan, ...]) -> None:
+            tell(Began(revisions[0].revision if revisions else program.revision, changing(program)))
+
+        drawn = {field.name: getattr(ask.sampling, field.name) for field in fields(ask.sampling)}
+        options = cast(
+            GenerateOptions,
+            {
+                **drawn,
+                "labels": ask.labels,
+                "request_id": ask.request_id,
+                "cancelled": cancelled,
+                "began": began,
+            },
+        )
+        for item in self._stream(ask, options):
+            if isinstance(item, Generation):
+                tell(_done(item))
+            else:
+                tell(item if isinstance(item, Piece) else Piece(item))
+
+    def _stream(self, ask: Ask, options: GenerateOptions) -> Iterator[str | Generation]:
+        if ask.messages is None:
+            return self._runtime.generate(ask.prompt or (), stream=True, **options)
+        messages = [cast(Message, self._harmless(message)) for message in ask.messages]
+        return self._runtime.chat(messages, stream=True, **options)
+
+    def _harmless(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {**message, "content": without_controls(message["content"], self._controls)}
+
+    async def close(self) -> None:
+        """Waits for the running answer, then frees model and logs."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._threads.shutdown)
+        await loop.run_in_executor(None, self._runtime.close)
+
+
+def changing(program: Program) -> int:
+    """Rules of a program that may change the residual."""
+    return sum(1 for rule in program.rules if rule.mode is Mode.ENFORCE and rule.alert is None)
+
+
+def control_pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """What matches a control token that is written out; None where there are none."""
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def without_controls(text: str, controls: re.Pattern[str] | None) -> str:
+    """A stranger's text without control tokens, also without those that appear when others are taken out."""
+    while controls is not None and controls.search(text):
+        text = controls.sub("", text)
+    return text
+
+
+def _done(answer: Generation) -> Done:
+    return Done(
+        finish_reason=answer.finish_reason,
+        revisions=answer.revisions,
+        report=answer.report,
+        n_prompt=answer.n_prompt,
+        n_reused=answer.n_reused,
+        n_answer=len(answer.tokens),
+    )

@@ -1,0 +1,103 @@
+"""A request while it is answered: its answers side by side, one deadline, one end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+
+from scope_runtime.errors import ScopeError
+from scope_runtime.serve.ask import Ask, Done, Engine, Item
+from scope_runtime.serve.errors import ApiError, internal, refused
+from scope_runtime.serve.queue import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Of:
+    """Something of the answer with this index."""
+
+    index: int
+    item: Item
+
+
+class Job:
+    """Computes the answers of one request; ``items`` gives what they bring, in the order in which it comes.
+
+    Args:
+        tickets: one for each ask.
+        deadline_s: from now on; then everything ends with 504.
+        fault: told what nobody expected; the client gets to know only that there was something.
+        ended: told when the job is closed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        asks: Sequence[Ask],
+        tickets: Sequence[Ticket],
+        deadline_s: float,
+        fault: Callable[[BaseException], None],
+        ended: Callable[[Job], None],
+    ) -> None:
+        self._came: asyncio.Queue[Of | ApiError] = asyncio.Queue()
+        self._left = len(asks)
+        self._ended: ApiError | None = None
+        self._fault = fault
+        self._told_end = ended
+        self._tickets = tickets
+        self._tasks = [
+            asyncio.ensure_future(self._answer(engine, index, ask, ticket))
+            for index, (ask, ticket) in enumerate(zip(asks, tickets, strict=True))
+        ]
+        self._timer = asyncio.get_running_loop().call_later(
+            deadline_s, self.end, ApiError(504, "The request took too long.", code="deadline")
+        )
+
+    async def _answer(self, engine: Engine, index: int, ask: Ask, ticket: Ticket) -> None:
+        try:
+            async with ticket, contextlib.aclosing(engine.answer(ask)) as items:
+                async for item in items:
+                    self._came.put_nowait(Of(index, item))
+        except ScopeError as error:
+            told = refused(error)
+            if told.status >= 500:
+                self._fault(error)
+            self._came.put_nowait(told)
+        except Exception as error:
+            self._fault(error)
+            self._came.put_nowait(internal())
+
+    def end(self, error: ApiError) -> None:
+        """Ends all answers; whoever reads ``items`` gets the error."""
+        if self._ended is None:
+            self._ended = error
+            self._came.put_nowait(error)
+            for task in self._tasks:
+                task.cancel()
+
+    async def items(self) -> AsyncGenerator[Of, None]:
+        """Everything that comes, until all answers are done.
+
+        Raises:
+            ApiError: one of them failed, or somebody ended the request; the others are ended too.
+        """
+        while self._left:
+            came = await self._came.get()
+            if isinstance(came, ApiError):
+                raise came
+            self._left -= isinstance(came.item, Done)
+            yield came
+
+    async def close(self) -> None:
+        """Ends what still runs, and waits until its places are free. Safe to call twice."""
+        self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            for ticket in self._tickets:
+                # Of a task that was cancelled before it began.
+                ticket.leave()
+            self._told_end(self)
