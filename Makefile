@@ -28,6 +28,7 @@ bench: ## what steering costs in tokens per second, with a plot, into benchmarks
 docs: ## write the generated pages again
 	@scripts/env run
 	@.venv/bin/python -m scope_runtime.policy.reference
+	@.venv/bin/python -m scope_runtime.metrics.reference
 
 clean: ## remove what was built, .venv included; the compiled llama.cpp wheel stays in the user's cache
 	rm -rf .venv build demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

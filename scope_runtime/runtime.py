@@ -298,6 +298,7 @@ class Runtime:
         previous = self._engine.source.revision
         swap_ms = self._engine.use(source, now=now or source.apply is Apply.NEXT_TOKEN)
         program = source.program
+        self._metrics.sink.expect(program)
         alone = source.policies[0] if len(source.policies) == 1 else None
         members = [
             {

@@ -41,12 +41,16 @@ ACTIVATION_BUCKETS = (
     *(step * 10.0**decade for decade in range(-1, 4) for step in (1.0, 2.5, 5.0)),
     10_000.0,
 )
-# The bounds that the GenAI conventions of OpenTelemetry advise for the same three quantities.
+# The bounds that the GenAI conventions of OpenTelemetry advise for the same quantities; for the time per token there
+# are some below them, where small models are.
 FIRST_TOKEN_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0),
 )
-PER_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+PER_TOKEN_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+    *(0.75, 1.0, 2.5),
+)
 DURATION_BUCKETS = tuple(0.01 * 2.0**n for n in range(14))
 
 _RULE = ("policy", "rule", "op", "mode")

@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from scope_runtime.events import Event, Kind
 from scope_runtime.metrics import families as f
 from scope_runtime.metrics.families import Family
+from scope_runtime.program import Program
 
 # Rules are as many as the policies have, but a process may live through many policies.
 _MOST_RULES = 1000
+FINISH_REASONS = ("stop", "length", "abort", "cancelled", "error")
 _OTHER = ("(other)", "(other)")
 _TAKEN_UP = frozenset({"swapped", "restored", "rolled-back", "off", "on"})
 
@@ -59,10 +61,29 @@ class MetricsSink:
         self._first_token = histogram(f.FIRST_TOKEN)
         self._per_token = histogram(f.PER_TOKEN)
         self._duration = histogram(f.DURATION)
+        for finish_reason in FINISH_REASONS:
+            self._requests.labels(finish_reason)
         self._lock = threading.Lock()
         self._in_force: str | None = None
         self._rules: set[tuple[str, str]] = set()
         self._fires: dict[str, set[tuple[str, str, str]]] = {}
+
+    def expect(self, program: Program) -> None:
+        """Shows 0 for what these rules may come to: a counter that appears with its first event hides that event.
+
+        Prometheus sees an increase only between two values.
+        """
+        with self._lock:
+            for rule in program.rules:
+                name = self._name(rule.policy or program.policy, rule.name)
+                labels = (*name, str(rule.op), str(rule.mode))
+                for counter in (self._rule_tokens, self._interventions, self._limited):
+                    counter.labels(*labels)
+                if rule.alert is not None:
+                    alert = (*name, str(rule.alert.severity))
+                    self._firing.labels(*alert)
+                    for to in ("firing", "resolved"):
+                        self._transitions.labels(*alert, to)
 
     def write(self, events: Sequence[Event]) -> None:
         """Counts them."""

@@ -72,7 +72,12 @@ class Site:
 
 @pytest.fixture
 def site(tiny: Tiny, tmp_path: Path) -> Site:
-    folder = tmp_path / "policies"
+    return make_site(tiny, tmp_path)
+
+
+def make_site(tiny: Tiny, parent: Path) -> Site:
+    """One in a folder ``policies``, with copies of what the tiny policy names."""
+    folder = parent / "policies"
     folder.mkdir()
     for name in ("pack.gguf", "vector.gguf", "policy.yaml"):
         shutil.copy(tiny.policy.with_name(name), folder / name)

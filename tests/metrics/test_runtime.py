@@ -175,3 +175,20 @@ def test_an_address_without_a_host_is_the_loopback(text: str, host: str, port: i
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an address to listen at"):
         Address.parse(text)
+
+
+def test_a_rules_counters_are_there_before_it_acts(tiny: Tiny) -> None:
+    """Otherwise Prometheus, which needs two values for an increase, would not see an alert's first firing."""
+    with Runtime(tiny.model, tiny.policy, n_ctx=64, n_threads=1) as runtime:
+        counted = values(runtime.metrics)
+        watch = (("policy", "tiny"), ("rule", "watch"), ("severity", "warning"))
+        assert counted["scope_alert_transitions_total", (*watch, ("to", "firing"))] == 0
+        assert counted["scope_alert_firing", watch] == 0
+        quiet = (("mode", "enforce"), ("op", "mute"), ("policy", "tiny"), ("rule", "quiet"))
+        assert counted["scope_interventions_total", quiet] == 0
+        answer = runtime.generate(PROMPT, max_tokens=1)
+        assert answer.finish_reason in ("length", "stop")
+        assert (
+            values(runtime.metrics)["scope_alert_transitions_total", (*watch, ("to", "firing"))]
+            == 1
+        )

@@ -1,0 +1,57 @@
+"""Writes docs/observability.md: ``python -m scope_runtime.metrics.reference [--check]``.
+
+The page's prose is reference.md.in; in it ``{{metrics}}`` stands for the table of all metrics.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+from scope_runtime.metrics.families import FAMILIES, Family, Type
+
+PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+TEMPLATE = Path(__file__).with_name("reference.md.in")
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the page, or with ``--check`` says whether it is up to date."""
+    page = render()
+    if arguments == ["--check"]:
+        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
+            return 0
+        sys.stderr.write(f"{PAGE} is not what the metrics say; write it with `make docs`\n")
+        return 1
+    if arguments:
+        sys.stderr.write("usage: python -m scope_runtime.metrics.reference [--check]\n")
+        return 2
+    PAGE.write_text(page, encoding="utf-8")
+    return 0
+
+
+def render() -> str:
+    """The whole page."""
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{metrics}}", _tables())
+
+
+def _tables() -> str:
+    parts = []
+    for group, families in itertools.groupby(FAMILIES, lambda family: family.group):
+        lines = [f"### {group}", "", "| metric | type | labels | meaning |"]
+        lines += ["| --- | --- | --- | --- |", *map(_row, families)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _row(family: Family) -> str:
+    labels = ", ".join(f"`{label}`" for label in family.labels)
+    meaning = family.help
+    if family.type is Type.HISTOGRAM:
+        bounds = ", ".join(f"{bound:g}" for bound in family.buckets)
+        meaning += f" Buckets: {bounds}."
+    return f"| `{family.name}` | {family.type} | {labels} | {meaning} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
