@@ -39,6 +39,7 @@ COMMANDS = {
     "on": Entry("control", "on", "Steer again there."),
     "bundle": Entry("bundle", "app", "Pack policies into one signed file, and fetch it."),
     "audit": Entry("audit", "app", "Look into audit logs; verify that nothing was changed."),
+    "drift": Entry("drift", "app", "Say whether features still do what they did."),
     "convert": Entry("convert", "app", "Turn SAE files into feature packs."),
     "doctor": Entry("doctor", "doctor", "Say what works here, and prove the layer numbering."),
 }

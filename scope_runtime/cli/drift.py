@@ -1,0 +1,291 @@
+"""``scope drift``: a baseline of what features do in requests, and later requests held against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scope_runtime.cli.audit_read import SinceOption, UntilOption, parse_time
+from scope_runtime.cli.options import JsonOption, RootOption, parse_labels
+from scope_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from scope_runtime.drift import Baseline, Report
+    from scope_runtime.drift.measure import Request
+
+EXIT = {"stable": 0, "small": 0, "drift": 1, "insufficient": 3}
+
+app = typer.Typer(
+    name="drift",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Say whether features do in live traffic what they did before.",
+)
+
+LogOption = Annotated[
+    list[Path] | None,
+    typer.Option("--log", metavar="FILE|DIR", help="Audit log of the requests; repeatable."),
+]
+RecordingOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recording", "-r", metavar="REC", help="Or a recording; each text is a request."
+    ),
+]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option("--policy", "-P", metavar="FILE|DIR", help="What runs on the recording."),
+]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels", "-l", metavar="KEY=VALUE", help="Only requests that have it; repeatable."
+    ),
+]
+
+
+@app.command("baseline")
+def baseline(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The baseline.")],
+    log: LogOption = None,
+    recording: RecordingOption = None,
+    policy: PolicyOption = None,
+    root: RootOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    labels: LabelsOption = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", metavar="NAME", help="Only this rule; repeatable.  [default: all]"),
+    ] = None,
+    most: Annotated[
+        int,
+        typer.Option(
+            "--max-requests", metavar="N", min=20, max=100_000, help="Of more, evenly spread ones."
+        ),
+    ] = 2_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep what each rule measured in requests of a time that counts as normal.
+
+    Every rule is taken whose features the requests' records measure: alerts, and what mutes, scales,
+    clamps. Numbers are kept, no texts.
+
+    \b
+    Examples:
+      scope drift baseline --log audit.jsonl --since 7d --labels tenant=acme -o baseline.json
+      scope drift baseline --recording prompts.rec --policy policies -o baseline.json
+    """
+    from scope_runtime.drift.baseline import Baseline, thinned, write_baseline
+    from scope_runtime.drift.measure import sample
+
+    wanted = parse_labels(labels or [])
+    source = _source(log, recording, policy, since, until)
+    found = (
+        _logged(log or [], wanted, since, until, rule or [])
+        if source == "log"
+        else _replayed(recording, policy, root, wanted, rule or [])
+    )
+    whole = sample(found)
+    made = Baseline(thinned(whole, most), source, wanted)
+    write_baseline(out, made)
+    counts = {each.name: made.sample.count(each) for each in made.sample.measured}
+    if as_json:
+        said = {"path": str(out), "requests": len(made.sample.times), "rules": counts}
+        print(json.dumps(said | {"of": len(whole.times)}, ensure_ascii=False))
+        return
+    n, n_found = len(made.sample.times), len(whole.times)
+    print(f"{out}: {n:,} requests{f' of {n_found:,}' if n < n_found else ''}, {len(counts)} rules")
+    for name, count in counts.items():
+        print(f"  {name}: in {count:,} of them")
+
+
+@app.command("report")
+def report(
+    against: Annotated[
+        Path, typer.Option("--baseline", "-b", metavar="FILE", help="What to compare with.")
+    ],
+    log: LogOption = None,
+    recording: RecordingOption = None,
+    policy: PolicyOption = None,
+    root: RootOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    labels: LabelsOption = None,
+    last: Annotated[
+        int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N requests.")
+    ] = None,
+    min_requests: Annotated[
+        int, typer.Option("--min-requests", metavar="N", help="With fewer, nothing is judged.")
+    ] = 100,
+    false_alarm_rate: Annotated[
+        float,
+        typer.Option(
+            "--false-alarm-rate",
+            metavar="P",
+            help="Chance that a report names any rule while nothing changed.",
+        ),
+    ] = 0.01,
+    psi: Annotated[
+        float, typer.Option("--psi", metavar="X", help="From this index on a difference matters.")
+    ] = 0.1,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw it: .png, .svg, .pdf.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold requests against a baseline, rule by rule: firing rate, mean and max activation.
+
+    Without --since, requests of a log count from the baseline's end on; without --labels, those that
+    the baseline was made of. Exit codes: 0 no drift, 1 drift (or something given is invalid), 2 wrong
+    usage, 3 no drift seen, but for a rule there are too few requests to say.
+
+    \b
+    Examples:
+      scope drift report --baseline baseline.json --log audit.jsonl --last 500
+      scope drift report -b baseline.json --log audit.jsonl --since 24h --plot drift.png
+      scope drift report -b baseline.json --recording prompts.rec --policy policies --json
+    """
+    from scope_runtime.drift.baseline import read_baseline
+    from scope_runtime.drift.compare import Criteria, compare
+    from scope_runtime.drift.measure import sample
+    from scope_runtime.drift.report import report_data
+
+    criteria = Criteria(min_requests, false_alarm_rate, psi)
+    source = _source(log, recording, policy, since, until)
+    base = read_baseline(against)
+    wanted = parse_labels(labels) if labels else dict(base.labels)
+    if source == "log":
+        after = _end(base) if since is None and base.source == "log" else None
+        found = _logged(log or [], wanted, since, until, [], after)
+    else:
+        found = _replayed(recording, policy, root, {}, [])
+    requests = sorted(found, key=lambda request: request.time)
+    window = sample(requests[-last:] if last else requests)
+    notes = list(base.notes if source == "log" else ())
+    if base.source == source == "log" and len(window.times) and window.times[0] < _end(base):
+        notes.append(
+            "window and baseline overlap in time: they are alike because they are the same"
+        )
+    done = compare(base.sample, window, criteria, notes=notes)
+    if plot is not None:
+        from scope_runtime.drift.plot import plot as draw
+
+        draw(plot, done, base.sample, window)
+    if as_json:
+        print(json.dumps(report_data(done), ensure_ascii=False))
+    else:
+        _print(done)
+    code = EXIT[str(done.verdict)]
+    if code:
+        raise typer.Exit(code)
+
+
+def _source(
+    log: Sequence[Path] | None,
+    recording: Path | None,
+    policy: Path | None,
+    since: str | None,
+    until: str | None,
+) -> str:
+    if bool(log) == (recording is not None):
+        raise UsageError("give the requests as --log or as --recording")
+    if (recording is None) != (policy is None):
+        raise UsageError("--recording and --policy go together")
+    if recording is not None and (since or until):
+        raise UsageError("a recording has no times", hint="--since and --until are for --log")
+    return "log" if log else "recording"
+
+
+def _end(base: Baseline) -> float:
+    """Just after the last request; the file's times are rounded to milliseconds."""
+    return float(base.sample.times[-1]) + 0.001
+
+
+def _logged(
+    logs: Sequence[Path],
+    labels: dict[str, str],
+    since: str | None,
+    until: str | None,
+    rules: Sequence[str],
+    after: float | None = None,
+) -> Iterator[Request]:
+    import time
+
+    from scope_runtime.audit.segments import find_logs
+    from scope_runtime.drift.sources import logged
+
+    now = time.time()
+    return logged(
+        find_logs(list(logs)),
+        labels=labels,
+        since=parse_time(since, now) if since else after,
+        until=parse_time(until, now) if until else None,
+        rules=rules,
+    )
+
+
+def _replayed(
+    recording: Path | None,
+    policy: Path | None,
+    root: Path | None,
+    labels: dict[str, str],
+    rules: Sequence[str],
+) -> Iterator[Request]:
+    from scope_runtime.compile import check_against_packs
+    from scope_runtime.drift.sources import replayed
+    from scope_runtime.merge import merged
+    from scope_runtime.policy.load import load_policies
+    from scope_runtime.recording import read_recording
+
+    if recording is None or policy is None:
+        raise UsageError("--recording and --policy go together")
+    if labels:
+        raise UsageError("a recording has no labels", hint="--labels is for --log")
+    program = check_against_packs(merged(load_policies(policy, root=root)))
+    return replayed(read_recording(recording), program, rules)
+
+
+def _print(done: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scope_runtime.cli.report import visible
+    from scope_runtime.drift.report import bars
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rule")
+    for title in ("requests", "firing rate", "mean", "max", "PSI", "by chance", "p"):
+        table.add_column(title, justify="right")
+    table.add_column("bins")
+    table.add_column("verdict")
+    styles = {"drift": "bold red", "small": "yellow", "insufficient": "yellow"}
+    for finding in done.findings:
+        worst = finding.worst
+        table.add_row(
+            Text(visible(finding.rule.name)),
+            f"{finding.n_baseline} > {finding.n_window}",
+            *(f"{each.baseline:.3g} > {each.window:.3g}" for each in finding.measures),
+            *([""] * (3 - len(finding.measures))),
+            "" if worst is None else f"{worst.psi:.2f} ({worst.name})",
+            "" if worst is None else f"{finding.psi_by_chance:.2f}",
+            "" if worst is None else f"{worst.p:.2g}",
+            "" if worst is None else bars(worst.stability),
+            Text(str(finding.verdict), style=styles.get(str(finding.verdict), "")),
+        )
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for note in done.notes:
+        console.print(f"note: {visible(note)}", soft_wrap=True)
+    criteria = done.criteria
+    console.print(
+        f"{done.verdict}: {done.n_window} requests against {done.n_baseline}. While nothing changes, at most "
+        f"{criteria.false_alarm_rate:.2%} of such reports name any rule; a rule counts from PSI {criteria.psi:g} "
+        f"and {criteria.min_requests} requests on.",
+        soft_wrap=True,
+    )
