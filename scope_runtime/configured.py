@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
+from scope_runtime.audit.segments import LogFiles
+from scope_runtime.drift import Criteria, DriftSink, Window, read_baseline
+from scope_runtime.drift.sources import newest
+from scope_runtime.errors import UsageError
 from scope_runtime.events import Sink
 from scope_runtime.lifecycle.config import RuntimeConfig
 from scope_runtime.lifecycle.listen import tcp_socket
+from scope_runtime.metrics.collect import drift_reader
 from scope_runtime.runtime import Runtime
 
 
@@ -21,6 +28,7 @@ def configured(config: RuntimeConfig) -> Runtime:
         at = None
         if config.metrics is not None:
             at = undo.enter_context(tcp_socket(config.metrics))
+        drift = _drift(config)
         runtime = Runtime(
             config.model,
             config.policy,
@@ -29,19 +37,49 @@ def configured(config: RuntimeConfig) -> Runtime:
             state=config.state,
             control=config.control,
             audit=config.audit,
-            sinks=_sinks(config),
+            sinks=_sinks(drift),
             n_ctx=config.n_ctx,
             n_threads=config.n_threads,
             n_gpu_layers=config.n_gpu_layers,
         )
         undo.callback(runtime.close)
         runtime.hosted.configured_by(config)
+        if drift is not None:
+            runtime.hosted.metrics.read(drift_reader(drift))
+            drift.start(runtime.write)
         if at is not None:
             runtime.hosted.serve_metrics(at)
         undo.pop_all()
     return runtime
 
 
-def _sinks(config: RuntimeConfig) -> list[Sink]:
+def _sinks(*configured: Sink | None) -> list[Sink]:
     """Where events go beside memory and log; each section of the configuration adds its own."""
-    return []
+    return [sink for sink in configured if sink is not None]
+
+
+def _drift(config: RuntimeConfig) -> DriftSink | None:
+    """The watch on drift, its window filled from the audit log of before."""
+    asked = config.drift
+    if asked is None:
+        return None
+    baseline = read_baseline(asked.baseline)
+    window = {"requests": asked.requests, "hours": asked.hours, "looks": asked.looks}
+    criteria = {
+        "min_requests": asked.min_requests,
+        "false_alarm_rate": asked.false_alarm_rate,
+        "psi": asked.psi,
+    }
+    try:
+        sink = DriftSink(baseline, Criteria(**_said(criteria)), Window(**_said(window)))
+    except UsageError as error:
+        error.location, error.key = config.where("spec.drift"), "spec.drift"
+        raise
+    if config.audit is not None:
+        sink.restore(newest(LogFiles(Path(config.audit.path)), sink.window.requests))
+    return sink
+
+
+def _said(settings: dict[str, Any]) -> dict[str, Any]:
+    """What was said; the rest has its defaults where it is defined."""
+    return {key: value for key, value in settings.items() if value is not None}

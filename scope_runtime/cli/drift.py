@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXIT = {"stable": 0, "small": 0, "drift": 1, "insufficient": 3}
 
+_WIDE = 100
+
 app = typer.Typer(
     name="drift",
     no_args_is_help=True,
@@ -258,27 +260,28 @@ def _print(done: Report) -> None:
     from scope_runtime.cli.report import visible
     from scope_runtime.drift.report import bars
 
+    console = Console(highlight=False, markup=False)
+    wide = console.width >= _WIDE
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("rule")
-    for title in ("requests", "firing rate", "mean", "max", "PSI", "by chance", "p"):
-        table.add_column(title, justify="right")
-    table.add_column("bins")
-    table.add_column("verdict")
+    table.add_column("rule", overflow="fold")
+    for title in ("requests", "firing rate", "mean", "max", "PSI", "p"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("bins", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     styles = {"drift": "bold red", "small": "yellow", "insufficient": "yellow"}
     for finding in done.findings:
         worst = finding.worst
         table.add_row(
             Text(visible(finding.rule.name)),
-            f"{finding.n_baseline} > {finding.n_window}",
-            *(f"{each.baseline:.3g} > {each.window:.3g}" for each in finding.measures),
+            f"{finding.n_baseline}→{finding.n_window}",
+            *(f"{each.baseline:.3g}→{each.window:.3g}" for each in finding.measures),
             *([""] * (3 - len(finding.measures))),
-            "" if worst is None else f"{worst.psi:.2f} ({worst.name})",
-            "" if worst is None else f"{finding.psi_by_chance:.2f}",
+            "" if worst is None else f"{worst.psi:.2f} {worst.name}",
             "" if worst is None else f"{worst.p:.2g}",
-            "" if worst is None else bars(worst.stability),
+            *(["" if worst is None else bars(worst.stability)] if wide else []),
             Text(str(finding.verdict), style=styles.get(str(finding.verdict), "")),
         )
-    console = Console(highlight=False, markup=False)
     console.print(table)
     for note in done.notes:
         console.print(f"note: {visible(note)}", soft_wrap=True)

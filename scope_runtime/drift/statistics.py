@@ -74,12 +74,14 @@ def p_values(
         seed: of the permutations.
         n_permutations: most of them; by default as many as ``alpha`` needs.
     """
+    if not pairs:
+        return np.empty(0)
     pools = [_Pool(a, b, n_bins) for a, b in pairs]
     observed = np.array([pool.score(pool.baseline[None])[0] for pool in pools])
     most = n_permutations if n_permutations is not None else permutations_for(alpha)
     enough = max(_FEWEST_EXCEEDED, math.floor(alpha * (most + 1)))
     rng = np.random.default_rng(seed)
-    n_requests = len(pairs[0][0]) + len(pairs[0][1]) if pairs else 0
+    n_requests = len(pairs[0][0]) + len(pairs[0][1])
     exceeded = np.zeros(len(pools), np.int64)
     drawn = 0
     while drawn < most and (not drawn or exceeded.min() < enough):
@@ -148,9 +150,10 @@ class _Pool:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Bins by the quantiles of each row's baseline: their bounds, and how many of each sample they hold."""
         rows, n = masks.shape
-        below = np.zeros((rows, n + 1), np.int64)
-        np.cumsum(masks, axis=1, out=below[:, 1:])
-        places = np.nonzero(masks)[1].reshape(rows, self.n_baseline)[:, self._ranks]
+        below = np.zeros((rows, n + 1), np.int32)
+        np.cumsum(masks, axis=1, dtype=np.int32, out=below[:, 1:])
+        members = np.flatnonzero(masks).reshape(rows, self.n_baseline)[:, self._ranks]
+        places = members - np.arange(rows)[:, None] * n
         first, after = self._first[places], self._after[places]
         repeats = first[:, 1:] == first[:, :-1]
         alone = np.zeros(first.shape, np.bool_)

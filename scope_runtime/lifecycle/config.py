@@ -20,6 +20,19 @@ FILE_NAME = "scope.yaml"
 
 
 @dataclass(frozen=True, slots=True)
+class DriftConfig:
+    """``spec.drift``: live traffic against a baseline; see docs/drift.md. None: not said."""
+
+    baseline: Path
+    requests: int | None
+    hours: float | None
+    looks: int | None
+    min_requests: int | None
+    false_alarm_rate: float | None
+    psi: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """A ``scope.yaml``, paths made relative to where it lies. None: not said."""
 
@@ -35,6 +48,7 @@ class RuntimeConfig:
     audit: AuditOptions | None
     metrics: Address | None
     options: Options
+    drift: DriftConfig | None
     tree: Any
     marks: Mapping[KeyPath, Mark]
 
@@ -152,6 +166,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
             fail=policy.get("fail", standard.fail),
             keep=policy.get("keep", standard.keep),
         ),
+        drift=_drift(file, spec.get("drift")),
         tree=document.tree,
         marks=document.marks,
     )
@@ -180,6 +195,21 @@ def _audit(
         OnFailure(raw.get("on_failure", OnFailure.STOP)),
         key=beside(raw.get("key")),
         **given,
+    )
+
+
+def _drift(file: Path, found: dict[str, Any] | None) -> DriftConfig | None:
+    if found is None:
+        return None
+    window = found.get("window", {})
+    return DriftConfig(
+        baseline=file.parent / found["baseline"],
+        requests=window.get("requests"),
+        hours=window.get("hours"),
+        looks=window.get("looks"),
+        min_requests=found.get("min_requests"),
+        false_alarm_rate=found.get("false_alarm_rate"),
+        psi=found.get("psi"),
     )
 
 

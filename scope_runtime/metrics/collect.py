@@ -13,6 +13,7 @@ from scope_runtime.metrics.families import Family
 
 if TYPE_CHECKING:
     from scope_runtime.audit.log import AuditLog
+    from scope_runtime.drift import DriftSink
     from scope_runtime.lifecycle.manager import Lifecycle
     from scope_runtime.llama.engine import Engine
 
@@ -115,5 +116,21 @@ def audit_reader(log: AuditLog) -> Reader:
         yield _one(f.AUDIT_QUEUED, status.queued)
         yield _one(f.AUDIT_LAG, status.lag_s)
         yield _one(f.AUDIT_FAILED, status.final)
+
+    return read
+
+
+def drift_reader(sink: DriftSink) -> Reader:
+    """How live traffic compares with the baseline."""
+
+    def read() -> Iterator[Reading]:
+        status = sink.status
+        named = [((state.rule.policy, state.rule.rule), state) for state in status.rules]
+        yield f.DRIFT_PSI, [(name, each.psi) for name, each in named if each.psi is not None]
+        yield f.DRIFT_P, [(name, each.p) for name, each in named if each.p is not None]
+        yield f.DRIFT_FIRING, [(name, each.firing_since is not None) for name, each in named]
+        yield f.DRIFT_REQUESTS, [(name, each.n_requests) for name, each in named]
+        yield _one(f.DRIFT_LOOKS, status.n_looks)
+        yield _one(f.DRIFT_REFUSED, status.refused is not None)
 
     return read

@@ -55,7 +55,7 @@ DURATION_BUCKETS = tuple(0.01 * 2.0**n for n in range(14))
 
 _RULE = ("policy", "rule", "op", "mode")
 _STEERING, _POLICIES, _ALERTS = "Steering", "Policies", "Alerts"
-_SERVING, _HOOK, _AUDIT = "Serving", "Hook", "Audit log"
+_SERVING, _HOOK, _AUDIT, _DRIFT = "Serving", "Hook", "Audit log", "Drift"
 
 INTERVENTIONS = Family(
     _STEERING,
@@ -305,6 +305,48 @@ AUDIT_FAILED = Family(
     "scope_audit_failed",
     Type.GAUGE,
     "Whether the log takes nothing any more (1 or 0): a failure that only a restart ends.",
+)
+
+_DRIFTING = ("policy", "rule")
+DRIFT_PSI = Family(
+    _DRIFT,
+    "scope_drift_psi",
+    Type.GAUGE,
+    "Population stability index of a rule's measurements against the baseline, at the latest look.",
+    _DRIFTING,
+)
+DRIFT_P = Family(
+    _DRIFT,
+    "scope_drift_p_value",
+    Type.GAUGE,
+    "Chance that any rule would differ as much while nothing changed; what lies far above the alarm's level is rough.",
+    _DRIFTING,
+)
+DRIFT_FIRING = Family(
+    _DRIFT,
+    "scope_drift_firing",
+    Type.GAUGE,
+    "Whether a rule's features drift (1 or 0).",
+    _DRIFTING,
+)
+DRIFT_REQUESTS = Family(
+    _DRIFT,
+    "scope_drift_window_requests",
+    Type.GAUGE,
+    "Requests with the rule in the window, at the latest look; below drift.min_requests it is not judged.",
+    _DRIFTING,
+)
+DRIFT_LOOKS = Family(
+    _DRIFT,
+    "scope_drift_looks_total",
+    Type.COUNTER,
+    "Times that the window was held against the baseline.",
+)
+DRIFT_REFUSED = Family(
+    _DRIFT,
+    "scope_drift_refused",
+    Type.GAUGE,
+    "Whether traffic and baseline measure different things, so that nothing is compared (1 or 0).",
 )
 
 FAMILIES: tuple[Family, ...] = tuple(
