@@ -1,7 +1,7 @@
 """Traffic for `scope drift`: held-out questions asked under a policy, their records in an audit log.
 
     python examples/tiny-qwen3/traffic.py --log audit.jsonl --kind english --requests 200
-    python examples/tiny-qwen3/traffic.py --log audit.jsonl --kind english --kind fault --requests 150 --skip 200
+    python examples/tiny-qwen3/traffic.py --log audit.jsonl --kind english --kind fault --requests 150 --seed 2
 
 The kinds are mixed evenly, in an order of chance with a fixed seed. Needs no PyTorch.
 """
@@ -39,9 +39,7 @@ def send(
     from scope_runtime import Runtime
 
     asked = questions(kinds, n, seed)
-    with Runtime(
-        model, policy, policy_root=ROOT, audit=log, n_ctx=256, n_threads=1
-    ) as runtime:
+    with Runtime(model, policy, policy_root=ROOT, audit=log, n_ctx=256, n_threads=1) as runtime:
         for number, messages in enumerate(asked):
             runtime.chat(messages, max_tokens=MAX_TOKENS, seed=seed * 1_000_000 + number)
 
