@@ -1,7 +1,9 @@
 """How many records a second the audit log takes: about 1 kB each, group commit, fsync, several callers.
 
     python -m benchmarks.audit             a minute
-    python -m benchmarks.audit --quick     some hundred records, to see that it runs
+    python -m benchmarks.audit --memory    a million events through a runtime: does its memory stay flat?
+    python -m benchmarks.audit --token-path    what the log costs an answer's tokens: off, off again and on in turns
+    python -m benchmarks.audit --quick     little of either, to see that it runs
 
 Each caller writes a request's two records and waits until they are on the disk, as ``generate`` does.
 """
@@ -17,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+from benchmarks import audit_memory, audit_token_path
 from scope_runtime.audit import AuditLog, AuditOptions
 from scope_runtime.audit.note import SigningKey
 from scope_runtime.audit.segments import LogFiles
@@ -107,12 +110,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--quick", action="store_true", help="some hundred records only")
     parser.add_argument("--dir", type=Path, help="on this disk, rather than where /tmp lies")
+    parser.add_argument("--memory", action="store_true", help="memory over --events")
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--token-path", action="store_true", help="what an answer's tokens cost")
+    parser.add_argument("--rounds", type=int, default=300, help="of three answers each")
+    parser.add_argument("--threads", type=int, help="of llama.cpp's; its own choice without")
     args = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        most = 20 if args.quick else sys.maxsize
-        found = measure(Path(folder), args.seconds, most, args.callers)
+    with tempfile.TemporaryDirectory(dir=args.dir) as temporary:
+        folder = Path(temporary)
+        if args.memory:
+            found = audit_memory.measure(folder, 5000 if args.quick else args.events)
+        elif args.token_path:
+            n_rounds, n_tokens = (3, 8) if args.quick else (args.rounds, 128)
+            found = audit_token_path.measure(folder, n_rounds, n_tokens, args.threads)
+        else:
+            most = 20 if args.quick else sys.maxsize
+            found = measure(folder, args.seconds, most, args.callers)
     print(json.dumps(found, indent=2))
-    return 0 if found["sound"] else 1
+    return 0 if args.quick or found.get("sound", found.get("met")) else 1
 
 
 if __name__ == "__main__":

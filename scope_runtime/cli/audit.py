@@ -14,7 +14,7 @@ from scope_runtime.audit.proof import FIRST_LINE, Proof, prove
 from scope_runtime.audit.recover import read_checkpoint
 from scope_runtime.audit.segments import find_logs
 from scope_runtime.audit.verify import Report, verify
-from scope_runtime.cli import audit_contents, audit_read
+from scope_runtime.cli import audit_contents, audit_read, audit_replay
 from scope_runtime.cli.options import JsonOption
 from scope_runtime.errors import AuditError, Location, UsageError
 from scope_runtime.files import written_whole
@@ -33,6 +33,7 @@ app.command()(audit_read.query)
 app.command()(audit_read.export)
 app.command()(audit_contents.redact)
 app.command()(audit_contents.claim)
+app.command()(audit_replay.replay)
 
 PublicKeyOption = Annotated[
     list[str] | None,

@@ -10,22 +10,33 @@ from pathlib import Path
 
 import pytest
 
+from scope_runtime import Runtime
 from scope_runtime.audit import AuditLog, AuditOptions
+from scope_runtime.audit.segments import LogFiles
 from scope_runtime.cli.main import main
 from scope_runtime.events import Content
 from scope_runtime.policy.model import Keep
-from tests.support.audit_logs import request
+from tests.conftest import Tiny
+from tests.support.audit_logs import records_of, request
 
 
 def test_every_command_of_the_page_runs(
     root: Path,
+    tiny: Tiny,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (root / "docs" / "audit.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\$ scope (.*)$", page, re.MULTILINE)
-    assert len(lines) >= 12
+    assert len(lines) >= 17
+    n_records = 0
+    shutil.copy(tiny.model, tmp_path / "model.gguf")
+    (tmp_path / "policies").mkdir()
+    for name in ("pack.gguf", "vector.gguf"):
+        shutil.copy(tiny.policy.with_name(name), tmp_path / "policies" / name)
+    asks = "  audit: {prompts: keep, outputs: keep}\n"
+    (tmp_path / "policies" / "p.yaml").write_text(tiny.policy.read_text() + asks)
     monkeypatch.chdir(tmp_path)
     for line in lines:
         assert main(shlex.split(line)) == 0, line + capsys.readouterr().err
@@ -40,11 +51,16 @@ def test_every_command_of_the_page_runs(
                 log.write([*others, replace(summary, contents=contents)])
             log.close()
             Path("answer.txt").write_text("because 1")
+            signed = AuditOptions("audit.jsonl", key="audit.key")
+            with Runtime("model.gguf", "policies", audit=signed, n_ctx=128, n_threads=1) as runtime:
+                runtime.generate([5, 17, 33], max_tokens=4, temperature=0.0, request_id="r7")
+            n_records = len(records_of(LogFiles(Path("audit.jsonl"))))
             shutil.copy("audit.checkpoint", "kept.checkpoint")
     out = capsys.readouterr().out
-    assert (
-        "audit.jsonl: sound, 9 records in 1 segments, 9 of 9 signed by example.com/llm/audit" in out
-    )
+    n = n_records
+    assert f"sound, {n} records in 1 segments, {n} of {n} signed by example.com/llm/audit" in out
+    assert "reproduced, all 4 tokens" in out
+    assert '"reproduced": true' in out
     assert "record 2 is in example.com/llm/audit" in out
     assert '        prompt: "why?"\n        output: (only its commitment is kept)\n' in out
     assert "output: the one on record" in out
