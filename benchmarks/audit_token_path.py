@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.audit_memory import MODEL, POLICY
-from benchmarks.paired import Ratio, paired_ratio
 from scope_runtime import Runtime
 from scope_runtime.audit import AuditOptions
 from scope_runtime.audit.note import SigningKey
+from scope_runtime.paired import Ratio, paired_ratio
 
 OFF, AGAIN, ON = "off", "off again", "on"
 N_PROMPT = 16

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from scope_runtime.audit.canonical import Body
 from scope_runtime.audit.contents import body_of
-from scope_runtime.audit.note import SigningKey
+from scope_runtime.audit.keyfile import read_signing_key
 from scope_runtime.audit.options import AuditOptions, OnFailure
 from scope_runtime.audit.redact import Redaction, Selection, redaction_records
 from scope_runtime.audit.status import AuditStatus
 from scope_runtime.audit.store import NoSpaceError, Store, own_record
-from scope_runtime.errors import AuditError, Location
+from scope_runtime.errors import AuditError
 from scope_runtime.events import Event, Kind
 
 _MOST_RECORDS_A_BATCH = 1000
@@ -339,32 +339,3 @@ class AuditLog:
 def _ends_something(event: Event) -> bool:
     """Whether somebody relies on it being on record at once, rather than at the request's end."""
     return event.kind in (Kind.POLICY, Kind.RUNTIME) or event.what == "summary"
-
-
-def read_signing_key(path: str | Path) -> SigningKey:
-    """Reads a file made by ``scope audit keygen``.
-
-    Raises:
-        AuditError: it cannot be read, others may read it, or it is no key.
-    """
-    path = Path(path)
-    location = Location(str(path))
-    try:
-        mode = path.stat().st_mode & 0o777
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AuditError(
-            "the signing key cannot be read", location=location, found=str(error)
-        ) from None
-    if mode & 0o077:
-        raise AuditError(
-            "the signing key is open to others",
-            location=location,
-            found=f"mode {mode:o}",
-            expected="600",
-        )
-    try:
-        return SigningKey.parse(text)
-    except AuditError as error:
-        error.location = location
-        raise

@@ -9,26 +9,8 @@ from typing import Any
 
 from scope_runtime.audit.contents import Opening, Sealed, redacted_in, sealed_in
 from scope_runtime.audit.openings import openings
+from scope_runtime.audit.report import Bad, ContentsReport
 from scope_runtime.audit.segments import Damaged, LogFiles
-
-
-@dataclass(slots=True)
-class ContentsReport:
-    """What was found beside one log.
-
-    Attributes:
-        n_contents: prompts and outputs that its records committed to.
-        n_kept: those whose text is there, and is the one.
-        n_salts: those of which only the salt was to be kept, and is.
-        n_redacted: those that were erased, as the log says.
-        n_unknown: lines that open no record of the log: what a crash leaves, until the log is next written to.
-    """
-
-    n_contents: int = 0
-    n_kept: int = 0
-    n_salts: int = 0
-    n_redacted: int = 0
-    n_unknown: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +33,6 @@ class Place:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A content that is not as it should be; ``index`` is its record's."""
-
-    index: int
-    file: str
-    line: int
-    what: str
-
-
 class ContentsCheck:
     """Follows a verification through the segments."""
 
@@ -71,7 +43,7 @@ class ContentsCheck:
         self._absent: list[Place] = []
         self._there_though_redacted: dict[str, Place] = {}
         self._redacted: set[str] = set()
-        self._first: Finding | None = None
+        self._first: Bad | None = None
 
     def take(self, record: Mapping[str, Any], index: int, path: Path, line: int) -> None:
         """The next record of the segment."""
@@ -94,7 +66,7 @@ class ContentsCheck:
                 self._compare(path, here)
             except Damaged as error:
                 first = min((place.index for place in here.values()), default=0)
-                self._find(Finding(first, str(path), 0, f"{error.message}: {error.found}"))
+                self._find(Bad(first, str(path), 0, f"{error.message}: {error.found}"))
                 return
         self._absent += here.values()
 
@@ -105,17 +77,17 @@ class ContentsCheck:
                 self.report.n_unknown += 1
             elif not place.is_opened_by(opening):
                 what = f"has its {place.sealed.name} changed: it is not what the log commits to"
-                self._find(Finding(place.index, str(path), number, what))
+                self._find(Bad(place.index, str(path), number, what))
             else:
                 self._there_though_redacted[opening.commitment] = place
                 self.report.n_kept += opening.text is not None
                 self.report.n_salts += opening.text is None
 
-    def _find(self, finding: Finding) -> None:
-        if self._first is None or finding.index < self._first.index:
+    def _find(self, finding: Bad) -> None:
+        if self._first is None or (finding.index or 0) < (self._first.index or 0):
             self._first = finding
 
-    def end(self, expired_before: int) -> Finding | None:
+    def end(self, expired_before: int) -> Bad | None:
         """The first record whose content is not as it should be; None if there is none.
 
         Args:
@@ -126,12 +98,12 @@ class ContentsCheck:
             what = (
                 f"has its {place.sealed.name} beside it, though the log says that it was redacted"
             )
-            self._find(Finding(place.index, place.file, place.line, what))
+            self._find(Bad(place.index, place.file, place.line, what))
         for place in self._absent:
             if place.sealed.text in self._redacted:
                 self.report.n_redacted += 1
             elif place.index >= expired_before:
                 name = self._files.path.stem
                 what = f"has no {place.sealed.name} in {name}.*.content, and no record says that it was redacted"
-                self._find(Finding(place.index, place.file, place.line, what))
+                self._find(Bad(place.index, place.file, place.line, what))
         return self._first

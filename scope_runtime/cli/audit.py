@@ -12,8 +12,9 @@ import typer
 from scope_runtime.audit.note import Checkpoint, PublicKey, SigningKey
 from scope_runtime.audit.proof import FIRST_LINE, Proof, prove
 from scope_runtime.audit.recover import read_checkpoint
+from scope_runtime.audit.report import Report
 from scope_runtime.audit.segments import find_logs
-from scope_runtime.audit.verify import Report, verify
+from scope_runtime.audit.verify import verify
 from scope_runtime.cli import audit_contents, audit_read, audit_replay
 from scope_runtime.cli.options import JsonOption
 from scope_runtime.errors import AuditError, Location, UsageError

@@ -15,9 +15,9 @@ import pytest
 from scope_runtime.audit import AuditLog, AuditOptions
 from scope_runtime.audit.openings import find
 from scope_runtime.audit.redact import Redaction, Selection
+from scope_runtime.audit.report import ContentsReport, Report
 from scope_runtime.audit.segments import LogFiles
-from scope_runtime.audit.verify import Report, verify
-from scope_runtime.audit.verify_contents import ContentsReport
+from scope_runtime.audit.verify import verify
 from scope_runtime.cli.main import main
 from scope_runtime.errors import AuditError, UsageError
 from scope_runtime.events import Content, Event

@@ -14,8 +14,9 @@ import pytest
 from scope_runtime.audit import AuditLog
 from scope_runtime.audit.note import Checkpoint, PublicKey, SigningKey
 from scope_runtime.audit.recover import read_checkpoint
+from scope_runtime.audit.report import Report
 from scope_runtime.audit.segments import LogFiles
-from scope_runtime.audit.verify import Report, verify
+from scope_runtime.audit.verify import verify
 from scope_runtime.audit.walk import Broken, Walk
 from scope_runtime.errors import AuditError
 from tests.support.audit_logs import KEY, event, make_log
