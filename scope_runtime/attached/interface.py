@@ -19,8 +19,9 @@ from typing import Protocol
 
 from scope_runtime.native.hook import RawEvent, Span
 
-Ask = Callable[[Sequence[int], int], Sequence[float]]
-"""Sends token ids as a prompt to a slot, greedy, one token, no cache; returns some log probabilities of the answer."""
+Ask = Callable[[Sequence[int], int], object]
+"""Sends token ids as a prompt to a slot: greedy, one token, no cache. Returns what of the answer depends on the logits:
+token and log probabilities (llama-server leaves those out where the token is half a character)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,6 @@ class AttachedHook(Protocol):
 
     def assign(self, programs: Mapping[int, int], others: int = 0) -> None:
         """From the next ubatch on each slot runs under its serial, all others under ``others``; one swap."""
-
-    @property
-    def assigned(self) -> Mapping[int, int]:
-        """The slots' serials as last acknowledged; those not named run under `others`."""
 
     def begin(
         self, slot: int, request_id: int, serial: int, n_prompt: int | None = None

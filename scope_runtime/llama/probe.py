@@ -13,10 +13,9 @@ import numpy as np
 from scope_runtime.errors import HookError
 from scope_runtime.llama.context import Context
 from scope_runtime.native.hook import ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY
-from scope_runtime.policy.model import EMBEDDING, Op
-from scope_runtime.program import DELTA_ADD, NONE, OPS, FloatArray, Layout, serialise
-
-_INT32 = np.iinfo(np.int32)
+from scope_runtime.policy.model import EMBEDDING
+from scope_runtime.probe_program import adding
+from scope_runtime.program import FloatArray, Layout, serialise
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +55,7 @@ def probe_tokens(context: Context) -> list[int]:
 
 def add_blob(context: Context, rows: dict[int, FloatArray]) -> bytes:
     """A program that adds one row per layer at every token: the probe, and the reference in doctor."""
-    layout = Layout(context.shape.n_embd, context.shape.n_layer)
-    for number, (layer, row) in enumerate(sorted(rows.items())):
-        layout.rules.append(
-            {
-                "op": OPS[Op.AMPLIFY],
-                "pos_from": _INT32.min,
-                "pos_to": _INT32.max,
-                "condition": NONE,
-                "switch_on": NONE,
-                "alert": NONE,
-            }
-        )
-        layout.points.append({"layer": layer, "first_delta": number, "n_deltas": 1})
-        layout.deltas.append(
-            {
-                "rule": number,
-                "kind": DELTA_ADD,
-                "feature": NONE,
-                "rank": 1,
-                "off_row": layout.row(row),
-            }
-        )
-    return serialise(layout)
+    return adding(context.shape, rows)
 
 
 def prove(context: Context) -> Proof:

@@ -146,7 +146,8 @@ void scope_hook_take_captured(scope_hook * hook, scope_captured_row * rows, floa
 
 /* -- requests ------------------------------------------------------------------------------------------------------ */
 
-/* n_prompt counts from position 0. Columns of sequences without an open request are neither steered nor counted
+/* n_prompt counts from position 0; 0: not known, the answer starts at the first column whose logits are wanted.
+ * Columns of sequences without an open request are neither steered nor counted
  * (warm-up, encode, other users). Tokens already in the sequence (a reused prefix) keep their measurements and count
  * for this request. [decode] */
 int scope_request_begin(scope_hook * hook, int32_t seq, uint64_t request_id, int32_t n_prompt);

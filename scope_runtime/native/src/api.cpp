@@ -106,7 +106,7 @@ SCOPE_API int scope_hook_new(uint32_t n_embd, uint32_t n_layer, uint32_t ring_ev
     if (n_embd == 0 || n_layer == 0 || n_embd > 1u << 20 || n_layer > 1u << 14)
       return fail(SCOPE_E_INVALID, "a model has neither this width nor this number of blocks", err, err_bytes);
     if (ring_events > 1u << 24) return fail(SCOPE_E_INVALID, "the event ring is too large", err, err_bytes);
-    *out = new scope_hook(n_embd, n_layer, ring_events);
+    *out = new scope_hook(n_embd, n_layer, scope::Ring(ring_events));
     return SCOPE_OK;
   });
 }
@@ -120,15 +120,6 @@ int check_fit(const scope_hook & hook, const scope_program * program, char * err
   std::snprintf(text, sizeof text, "the program is for width %u and %u blocks, the model has width %u and %u blocks",
                 program->program->n_embd(), program->program->n_layer(), hook.n_embd, hook.n_layer);
   return fail(SCOPE_E_MISMATCH, text, err, err_bytes);
-}
-
-/// Runs what publishes an assignment, and notes how long that took if it did.
-template <typename Publish>
-auto timed(scope_hook & hook, Publish && publish) {
-  const auto began = std::chrono::steady_clock::now();
-  const auto published = publish();
-  if (published) hook.stats.note_swap(std::chrono::steady_clock::now() - began);
-  return published;
 }
 
 /// Hands a program over by `take(program, serial)`; the handle is gone on success.
@@ -148,7 +139,10 @@ int hand_over(scope_hook * hook, scope_program * program, uint64_t serial, char 
 SCOPE_API int scope_hook_install(scope_hook * hook, scope_program * program, uint64_t serial, char * err,
                                  size_t err_bytes) {
   return hand_over(hook, program, serial, err, err_bytes, [&](auto taken, uint64_t s) {
-    return timed(*hook, [&] { return hook->slot.install(std::move(taken), s); });
+    const auto began = std::chrono::steady_clock::now();
+    const bool installed = hook->slot.install(std::move(taken), s);
+    if (installed) hook->stats.note_swap(std::chrono::steady_clock::now() - began);
+    return installed;
   });
 }
 
@@ -171,7 +165,7 @@ SCOPE_API int scope_hook_assign(scope_hook * hook, uint64_t others, const int32_
       if (seq[i] < 0 || seq[i] >= scope::max_sequences) throw std::invalid_argument("a sequence is out of range");
       assigned[i] = {seq[i], serial[i]};
     }
-    const uint64_t published = timed(*hook, [&] { return hook->slot.assign(others, assigned); });
+    const uint64_t published = hook->publish(others, assigned);
     if (published == 0) return fail(SCOPE_E_STATE, "a program is neither held nor in force", err, err_bytes);
     if (number != nullptr) *number = published;
     return SCOPE_OK;
@@ -271,7 +265,7 @@ SCOPE_API void scope_hook_end_ubatch(scope_hook * hook) {
 SCOPE_API int scope_request_begin(scope_hook * hook, int32_t seq, uint64_t request_id, int32_t n_prompt) {
   return guarded([&]() -> int {
     hook->commit();
-    if (seq < 0 || seq >= scope::max_sequences || n_prompt < 1) return SCOPE_E_INVALID;
+    if (seq < 0 || seq >= scope::max_sequences || n_prompt < 0) return SCOPE_E_INVALID;
     return hook->sequences.request_begin(seq, request_id, n_prompt) ? SCOPE_OK : SCOPE_E_STATE;
   });
 }

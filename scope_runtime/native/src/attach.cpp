@@ -7,11 +7,13 @@
 // take the same way and are left as they are.
 #include "attach.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "callback.hpp"
 #include "columns.hpp"
@@ -45,6 +47,8 @@ Registry & registry() {
 
 /// Scheduler of the graph rebuild that is under way on this thread.
 thread_local void * rebuilt = nullptr;
+/// Of the last ubatch on this thread: its hook, if that is controlled from outside and knows no memory yet.
+thread_local scope_hook * without_memory = nullptr;
 
 Scheduler * find(Registry & r, void * sched) {
   const auto found = r.schedulers.find(sched);
@@ -61,8 +65,15 @@ bool binds(Registry & r, const void * result) {
   return before == nullptr || (now != nullptr && now->hook != nullptr && now->hook == before->hook);
 }
 
+/// Whether the hook that takes contexts nobody hooked takes this one.
+bool takes(scope_hook & hook, const void * ubatch) {
+  if (hook.attachment == nullptr) return true;
+  const Gate gate(hook.attachment);
+  return hook.attachment->recognises(ubatch);
+}
+
 /// The scheduler whose graph this result is, if a hook is on it.
-Scheduler * hooked_scheduler(const void * result) {
+Scheduler * hooked_scheduler(const void * result, const void * ubatch) {
   Registry & r = registry();
   const std::lock_guard<std::mutex> lock(r.mutex);
   if (binds(r, result)) r.sched_of_result[result] = rebuilt;
@@ -70,7 +81,8 @@ Scheduler * hooked_scheduler(const void * result) {
   const auto bound = r.sched_of_result.find(result);
   Scheduler * s = bound != r.sched_of_result.end() ? find(r, bound->second) : nullptr;
   if (s == nullptr) return nullptr;
-  if (s->hook == nullptr && r.fallback != nullptr && (r.adopted == nullptr || r.adopted == s->sched)) {
+  if (s->hook == nullptr && r.fallback != nullptr && (r.adopted == nullptr || r.adopted == s->sched) &&
+      takes(*r.fallback, ubatch)) {
     s->hook = r.fallback;
     r.adopted = s->sched;
     s->hook->attached.fetch_or(SCOPE_ATTACH_CALLBACK);
@@ -105,6 +117,10 @@ void begin_ubatch(scope_hook & hook, const void * ubatch) {
   // Begun by hand for this very batch, before it was known that the columns come by themselves: it is the same ubatch.
   if (sound && u.open && u.by_hand && u.last_layer == no_layer && u.columns == read.columns) return;
   hook.commit();
+  if (hook.attachment != nullptr) {
+    hook.attachment->between_ubatches();
+    hook.attachment->arrives(ubatch);
+  }
   if (!sound) {
     hook.stats.n_unmatched.add(1);
     return;
@@ -118,6 +134,7 @@ void begin_ubatch(scope_hook & hook, const void * ubatch) {
 /// Begins the ubatch and lets the scheduler call back only if somebody wants a node: a callback that wants nothing
 /// still makes the scheduler wait after every split.
 void prepare(Scheduler & s, const void * ubatch) {
+  const Gate gate(s.hook->attachment);
   try {
     begin_ubatch(*s.hook, ubatch);
   } catch (...) {
@@ -143,6 +160,39 @@ void note_callback(void * sched, EvalCallback callback, void * user_data) {
     if (r.adopted != sched) s.hook = nullptr;
   }
   rebuilt = sched;
+  if (r.fallback != nullptr && r.fallback->attachment != nullptr) r.fallback->attachment->reached();
+}
+
+/// The graph has been computed: an embedded hook's owner says so itself.
+void note_computed(void * sched) {
+  scope_hook * hook = nullptr;
+  {
+    Registry & r = registry();
+    const std::lock_guard<std::mutex> lock(r.mutex);
+    if (const Scheduler * s = find(r, sched)) hook = s->hook;
+    without_memory = nullptr;
+    if (hook == nullptr || hook->attachment == nullptr) return;
+    const auto bound = [&](const auto & known) { return known.second == hook; };
+    if (std::none_of(r.hook_of_memory.begin(), r.hook_of_memory.end(), bound)) without_memory = hook;
+  }
+  const Gate gate(hook->attachment);
+  try {
+    hook->commit();
+    hook->attachment->between_ubatches();
+  } catch (...) {
+    hook->stats.n_unmatched.add(1);
+  }
+}
+
+/// A server waits for its outputs right after it decoded: the context is that of the last ubatch on this thread.
+void note_synchronized(void * context) {
+  scope_hook * hook = std::exchange(without_memory, nullptr);
+  const auto get_memory = original::get_memory.find();
+  void * memory = hook != nullptr && get_memory != nullptr ? get_memory(context) : nullptr;
+  if (memory == nullptr) return;
+  Registry & r = registry();
+  const std::lock_guard<std::mutex> lock(r.mutex);
+  r.hook_of_memory[memory] = hook;
 }
 
 void forget_scheduler(void * sched) {
@@ -151,7 +201,15 @@ void forget_scheduler(void * sched) {
   r.schedulers.erase(sched);
   for (auto i = r.sched_of_result.begin(); i != r.sched_of_result.end();)
     i = i->second == sched ? r.sched_of_result.erase(i) : std::next(i);
-  if (r.adopted == sched) r.adopted = nullptr;
+  if (r.adopted == sched) {
+    r.adopted = nullptr;
+    if (r.fallback != nullptr && r.fallback->attachment != nullptr) {
+      // Its memory goes with the context.
+      for (auto i = r.hook_of_memory.begin(); i != r.hook_of_memory.end();)
+        i = i->second == r.fallback ? r.hook_of_memory.erase(i) : std::next(i);
+      r.fallback->attachment->context_gone();
+    }
+  }
   if (rebuilt == sched) rebuilt = nullptr;
 }
 
@@ -247,11 +305,22 @@ SCOPE_API void ggml_backend_sched_free(void * sched) {
   scope::original::sched_free.require()(sched);
 }
 
+SCOPE_API int ggml_backend_sched_graph_compute_async(void * sched, void * graph) {
+  const int status = scope::original::sched_graph_compute_async.require()(sched, graph);
+  scope::note_computed(sched);
+  return status;
+}
+
+SCOPE_API void llama_synchronize(void * context) {
+  scope::original::synchronize.require()(context);
+  scope::note_synchronized(context);
+}
+
 // llm_graph_result::set_inputs(const llama_ubatch *), a member function: `this` comes first. A shift of the KV calls it
 // without an ubatch.
 SCOPE_API void _ZN16llm_graph_result10set_inputsEPK12llama_ubatch(void * result, const void * ubatch) {
   const auto real = scope::original::set_inputs.require();
   if (ubatch != nullptr)
-    if (scope::Scheduler * s = scope::hooked_scheduler(result)) scope::prepare(*s, ubatch);
+    if (scope::Scheduler * s = scope::hooked_scheduler(result, ubatch)) scope::prepare(*s, ubatch);
   real(result, ubatch);
 }

@@ -19,6 +19,7 @@ void note(void * memory, Note && change) {
   scope_hook * hook = scope::hook_of_memory(memory);
   if (hook == nullptr) return;
   hook->attached.fetch_or(SCOPE_ATTACH_MEMORY);
+  const scope::Gate gate(hook->attachment);
   try {
     hook->commit();
     change(hook->sequences);

@@ -71,6 +71,14 @@ void prove_ubatch_layout(const void * ubatch, const std::vector<Column> & expect
   layout.store(ok ? Layout::proved : Layout::broken, std::memory_order_release);
 }
 
+bool recognise_ubatch_layout(const void * ubatch, const std::vector<Column> & expected) {
+  if (ubatch_layout() == Layout::broken || !readable(ubatch, sizeof(RawUbatch)) ||
+      !shows(*static_cast<const RawUbatch *>(ubatch), expected))
+    return false;
+  layout.store(Layout::proved, std::memory_order_release);
+  return true;
+}
+
 bool read_columns(const void * ubatch, ReadColumns & out) {
   const RawUbatch & u = *static_cast<const RawUbatch *>(ubatch);
   if (u.n_tokens == 0 || u.n_tokens > max_columns || u.pos == nullptr || u.n_seq_id == nullptr || u.seq_id == nullptr ||

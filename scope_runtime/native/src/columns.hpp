@@ -19,6 +19,9 @@ enum class Layout { unknown, proved, broken };
 Layout ubatch_layout();
 /// Compares an ubatch with the columns that it must have; from then on the layout is proved, or broken for good.
 void prove_ubatch_layout(const void * ubatch, const std::vector<Column> & expected);
+/// Whether an ubatch shows exactly these columns; then, and only then, the layout is proved. For batches among which
+/// one is known: the others prove nothing.
+bool recognise_ubatch_layout(const void * ubatch, const std::vector<Column> & expected);
 /// False where the numbers make no sense.
 bool read_columns(const void * ubatch, ReadColumns & out);
 

@@ -36,8 +36,15 @@ void NameRecord::note(const char * name) {
 
 }  // namespace scope
 
-scope_hook::scope_hook(uint32_t n_embd_, uint32_t n_layer_, uint32_t ring_events)
-    : n_embd(n_embd_), n_layer(n_layer_), ring(ring_events), sequences(ring) {}
+scope_hook::scope_hook(uint32_t n_embd_, uint32_t n_layer_, scope::Ring ring_)
+    : n_embd(n_embd_), n_layer(n_layer_), ring(std::move(ring_)), sequences(ring) {}
+
+uint64_t scope_hook::publish(uint64_t others, const std::vector<scope::Assigned> & assigned) {
+  const auto began = std::chrono::steady_clock::now();
+  const uint64_t number = slot.assign(others, assigned);
+  if (number != 0) stats.note_swap(std::chrono::steady_clock::now() - began);
+  return number;
+}
 
 void scope_hook::begin(bool by_hand, bool raw_embeddings) {
   scope::Ubatch & u = ubatch;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "apply.hpp"
+#include "attachment.hpp"
 #include "capture.hpp"
 #include "columns.hpp"
 #include "ring.hpp"
@@ -59,10 +60,13 @@ struct NameRecord {
 
 struct scope_hook {
  public:
-  scope_hook(uint32_t n_embd, uint32_t n_layer, uint32_t ring_events);
+  scope_hook(uint32_t n_embd, uint32_t n_layer, scope::Ring ring);
 
   // -- programs [any]
   bool fits(const scope::Program & program) const { return program.n_embd() == n_embd && program.n_layer() == n_layer; }
+
+  /// Publishes an assignment, timed; its number, or 0 where a serial is not to be had.
+  uint64_t publish(uint64_t others, const std::vector<scope::Assigned> & assigned);
 
   // -- ubatches [decode]
   /// Takes the columns of the next ubatch and pins the assignment for all of it.
@@ -90,6 +94,7 @@ struct scope_hook {
   std::atomic<uint32_t> attached{0};
 
   // For attach.cpp:
+  scope::Attachment * attachment = nullptr;
   scope::ChainedCallback chain;
   bool chained_wants = false;  ///< its answer for the node that is being computed
   scope::NameRecord record;

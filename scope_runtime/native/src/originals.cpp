@@ -69,6 +69,8 @@ namespace original {
 
 SCOPE_ORIGINAL(sched_set_eval_callback, "ggml_backend_sched_set_eval_callback");
 SCOPE_ORIGINAL(sched_free, "ggml_backend_sched_free");
+SCOPE_ORIGINAL(sched_graph_compute_async, "ggml_backend_sched_graph_compute_async");
+SCOPE_ORIGINAL(synchronize, "llama_synchronize");
 SCOPE_ORIGINAL(get_name, "ggml_get_name");
 SCOPE_ORIGINAL(nbytes, "ggml_nbytes");
 SCOPE_ORIGINAL(nelements, "ggml_nelements");

@@ -50,6 +50,7 @@ namespace original {
 // ggml-backend.h, ggml.h
 extern Original<void(void *, EvalCallback, void *)> sched_set_eval_callback;
 extern Original<void(void *)> sched_free;
+extern Original<int(void *, void *)> sched_graph_compute_async;
 extern Original<const char *(const void *)> get_name;
 extern Original<size_t(const void *)> nbytes;
 extern Original<int64_t(const void *)> nelements;
@@ -63,6 +64,7 @@ extern Original<void(void *, const void *, size_t, size_t)> tensor_set;
 extern Original<void(void *, const void *)> set_inputs;
 
 // llama.h
+extern Original<void(void *)> synchronize;
 extern Original<void *(const void *)> get_memory;
 extern Original<uint32_t(const void *)> n_seq_max;
 extern Original<int32_t(void *, int32_t)> memory_seq_pos_max;

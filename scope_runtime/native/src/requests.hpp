@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -38,10 +39,14 @@ struct Abort {
   uint64_t serial;
 };
 
+/// Later than any position: the answer starts at the first column whose logits are wanted.
+constexpr int32_t unknown_start = std::numeric_limits<int32_t>::max();
+
 struct Request {
   uint64_t id = 0;
-  uint32_t number = 0;       ///< counts the hook's requests; marks the entries that this one computed
-  int32_t answer_start = 0;  ///< position of the first `generation` column
+  uint32_t number = 0;                      ///< counts the hook's requests; marks the entries that this one computed
+  int32_t answer_start = 0;                 ///< position of the first `generation` column, or unknown_start
+  uint64_t n_columns = 0, n_unsteered = 0;  ///< computed, those taken back too
   std::optional<Abort> abort;
   std::optional<int32_t> excess_position;  ///< where the dose limit first acted
   std::vector<HeldEvent> held;

@@ -26,6 +26,12 @@ class Ring {
  public:
   /// Room for at least n_events; throws std::bad_alloc.
   explicit Ring(uint32_t n_events);
+  /// On a formatted block of somebody else's; throws std::runtime_error where its numbers do not fit its size.
+  Ring(std::byte * block, uint64_t n_bytes);
+
+  static uint64_t bytes_for(uint32_t n_events);
+  /// Makes an empty ring of a block at a multiple of 64.
+  static void format(std::byte * block, uint64_t n_bytes);
 
   /// [producer] False, and counted, when there is no room.
   bool push(const scope_event & event);
@@ -37,10 +43,12 @@ class Ring {
   struct AlignedFree {
     void operator()(std::byte * p) const { ::operator delete(p, std::align_val_t{64}); }
   };
-  RingHeader & header() const { return *reinterpret_cast<RingHeader *>(block_.get()); }
-  scope_event * slots() const { return reinterpret_cast<scope_event *>(block_.get() + sizeof(RingHeader)); }
+  RingHeader & header() const { return *reinterpret_cast<RingHeader *>(block_); }
+  scope_event * slots() const { return reinterpret_cast<scope_event *>(block_ + sizeof(RingHeader)); }
 
-  std::unique_ptr<std::byte, AlignedFree> block_;
+  std::unique_ptr<std::byte, AlignedFree> own_;
+  std::byte * block_;
+  uint64_t n_slots_;  ///< not asked for again: the block may be another process's too
 };
 
 }  // namespace scope

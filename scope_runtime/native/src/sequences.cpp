@@ -114,6 +114,8 @@ void Sequences::begin(Ubatch & u, const Assignment & assignment) {
     if (last_column_.size() < sequences_.size()) last_column_.resize(sequences_.size(), SCOPE_NONE);
     if (!s.request) continue;
     if (!u.raw_embeddings && !is_conflict(c)) u.lane_of[c] = lane_for(u, assignment, u.columns[c].sequence);
+    if (s.request->answer_start == unknown_start && u.columns[c].output)
+      s.request->answer_start = u.columns[c].position;
     u.answer_start[c] = s.request->answer_start;
     u.previous[c] = last_column_[seq];
     if (u.previous[c] == SCOPE_NONE) begin_sequence(s, u, c);
@@ -168,7 +170,13 @@ void Sequences::commit(Ubatch & u) {
     Sequence & s = get(u.columns[c].sequence);
     Entry e;
     e.position = u.columns[c].position;
-    if (s.request) e.request = s.request->number;
+    if (s.request) {
+      e.request = s.request->number;
+      s.request->n_columns++;
+      s.request->n_unsteered += u.steered(c) ? 0u : 1u;
+    } else {
+      s.n_stray++;
+    }
     if (u.steered(c)) {
       const Lane & lane = u.lane_at(c);
       e.program = lane.known_program;
@@ -261,13 +269,13 @@ void Sequences::confirm(Request & request, int32_t before_position) {
 // -- requests
 
 bool Sequences::request_begin(int32_t seq, uint64_t id, int32_t n_prompt) {
-  if (seq < 0 || seq >= max_sequences || n_prompt < 1) return false;
+  if (seq < 0 || seq >= max_sequences || n_prompt < 0) return false;
   Sequence & s = get(seq);
   if (s.request) return false;
   s.request = std::make_unique<Request>();
   s.request->id = id;
   s.request->number = ++n_requests_;
-  s.request->answer_start = n_prompt - 1;
+  s.request->answer_start = n_prompt > 0 ? n_prompt - 1 : unknown_start;
   recall(*s.request, seq, s.log);
   return true;
 }

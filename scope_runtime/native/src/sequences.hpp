@@ -31,6 +31,7 @@ struct KnownProgram {
 
 struct Sequence {
   SequenceLog log;
+  uint64_t n_stray = 0;  ///< columns computed while no request was open
   std::unique_ptr<Request> request;
 };
 
@@ -62,6 +63,7 @@ class Sequences {
   void restored_all(int32_t n_positions);
 
   // -- reading
+  const Sequence * look(int32_t seq) const { return find(seq); }
   size_t spans(int32_t seq, scope_span * out, size_t max) const;
   size_t measured(int32_t seq, int32_t position, float * activation, float * dose, uint8_t * fired, size_t max) const;
 

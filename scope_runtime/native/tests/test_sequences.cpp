@@ -336,7 +336,7 @@ TEST(sequences, requests_are_opened_and_closed_once) {
   CHECK_EQ(scope_request_status(f.hook, 0, &state), SCOPE_E_STATE);
   CHECK_EQ(scope_request_begin(f.hook, -1, 1, 1), SCOPE_E_INVALID);
   CHECK_EQ(scope_request_begin(f.hook, 1 << 20, 1, 1), SCOPE_E_INVALID);
-  CHECK_EQ(scope_request_begin(f.hook, 0, 1, 0), SCOPE_E_INVALID);
+  CHECK_EQ(scope_request_begin(f.hook, 0, 1, -1), SCOPE_E_INVALID);
   CHECK_EQ(scope_request_begin(f.hook, 0, 1, 1), SCOPE_OK);
   CHECK_EQ(scope_request_begin(f.hook, 0, 2, 1), SCOPE_E_STATE);
   CHECK_EQ(scope_request_end(f.hook, 0), SCOPE_OK);
