@@ -32,7 +32,7 @@ from scope_runtime.types import ModelShape
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from scope_runtime.lifecycle import Hosted, Options
+    from scope_runtime.lifecycle import BundleOptions, Hosted, Options
 
 _SAMPLING = tuple(Sampling.__dataclass_fields__)
 
@@ -81,7 +81,8 @@ class Runtime:
 
     Args:
         model: GGUF file of a text model.
-        policy: policy file, or a directory of policies that are in force together; None runs unsteered.
+        policy: policy file, or a directory of policies that are in force together; BundleOptions follow bundles of
+            them, which needs ``state``; None runs unsteered.
         policy_root: directory that files named by policies must lie in; by default each policy's own.
         watch: follow the policies: a change of their files takes effect between two tokens, a bad one changes nothing.
         state: directory in which followed policies outlive the process, so that they can be rolled back to and a
@@ -105,7 +106,7 @@ class Runtime:
     def __init__(
         self,
         model: str | Path,
-        policy: str | Path | None = None,
+        policy: str | Path | BundleOptions | None = None,
         *,
         policy_root: str | Path | None = None,
         watch: bool | Options = False,
@@ -143,9 +144,9 @@ class Runtime:
             use_extra_bufts=use_extra_bufts,
         )
         self._n_gpu_layers = n_gpu_layers
-        follows = watch or state is not None or control is not None
+        follows = bool(watch) or state is not None or control is not None
         try:
-            if policy is not None and not follows:
+            if isinstance(policy, (str, Path)) and not follows:
                 self._check_first(Path(model), policy)
             self.model_digest = f"sha256:{model_digest(Path(model))}"
             self._engine = Engine(model, options, self, self.model_digest, progress=progress)
@@ -158,10 +159,10 @@ class Runtime:
             self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
             )
-            if follows:
-                self._follow(policy, watch, state, control)
-            else:
+            if not follows and (policy is None or isinstance(policy, (str, Path))):
                 self.set_policy(policy)
+            else:
+                self._follow(policy, watch, state, control)
         except BaseException:
             self.close()
             raise
@@ -179,7 +180,7 @@ class Runtime:
 
     def _follow(
         self,
-        policy: str | Path | None,
+        policy: str | Path | BundleOptions | None,
         watch: bool | Options,
         state: str | Path | None,
         control: str | Path | None,
@@ -192,9 +193,10 @@ class Runtime:
         from scope_runtime.lifecycle.build import Bench
 
         samples = self._engine.sample_residuals()
+        root = Path(self._policy_root) if self._policy_root else None
         self._hosted = Hosted(
             self,
-            Source(Path(policy), Path(self._policy_root) if self._policy_root else None),
+            Source(Path(policy), root) if isinstance(policy, (str, Path)) else policy,
             Bench(self.shape, self.control_vector_layers, samples),
             watch if isinstance(watch, Options) else Options(),
             self._metrics,

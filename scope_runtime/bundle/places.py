@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,13 +62,19 @@ class Place(Protocol):
         """Puts a bundle there, whole or not at all; returns where, in words. Raises BundleError."""
 
 
-def place(text: str, *, token: str | None = None) -> Place:
+def is_server(text: str) -> bool:
+    """Whether a place is a server, by its name."""
+    return text.startswith(("http://", "https://"))
+
+
+def place(text: str, *, token: str | None = None, ca: Path | None = None) -> Place:
     """The place that a text names: ``https://…``, ``oci:FOLDER[:TAG]``, or a path.
 
     Args:
         token: sent to servers as ``Authorization: Bearer``.
+        ca: certificates (PEM) that servers are trusted by, instead of those of this machine.
     """
-    if text.startswith(("http://", "https://")):
+    if is_server(text):
         parts = urlsplit(text)
         if not parts.hostname or parts.username or parts.password:
             raise UsageError("not an address of a server", found=parts.hostname or text)
@@ -75,7 +82,7 @@ def place(text: str, *, token: str | None = None) -> Place:
             raise UsageError(
                 "a token is not sent over plain HTTP", found=parts.hostname, expected="https://"
             )
-        return ServerPlace(text, token)
+        return ServerPlace(text, token, ca)
     if text.startswith("oci:"):
         folder, _, tag = text.removeprefix("oci:").rpartition(":")
         if not folder or "/" in tag:
@@ -249,13 +256,30 @@ class ServerPlace:
 
     address: str
     token: str | None = None
+    ca: Path | None = None
     whole_s: float = _WHOLE_S
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """The configured certificates; without them those of ``SSL_CERT_FILE``, or of this machine."""
+        if self.ca is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self.ca)
+        except OSError as reason:
+            raise BundleError(
+                "no certificates",
+                location=Location(str(self.ca)),
+                found=reason.strerror or str(reason),
+                expected="a PEM file",
+            ) from None
 
     @contextmanager
     def _client(self, wait_s: float) -> Iterator[httpx.Client]:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         limits = httpx.Timeout(wait_s + _SLACK_S, connect=_CONNECT_S)
-        with httpx.Client(timeout=limits, headers=headers, follow_redirects=False) as client:
+        with httpx.Client(
+            timeout=limits, headers=headers, follow_redirects=False, verify=self._trust()
+        ) as client:
             try:
                 yield client
             except httpx.HTTPError as reason:
@@ -297,6 +321,19 @@ class ServerPlace:
             # A server without ETags is asked again each time; the content still tells old from new.
             version = answer.headers.get("ETag") or f'"{digest.hexdigest()}"'
         return None if version == seen else version
+
+    def wait(self, seen: str, wait_s: float) -> bool:
+        """Waits until the server may have another version than the one seen; a hint, of which nothing is used.
+
+        Raises:
+            BundleError: it cannot be asked.
+        """
+        headers = {"If-None-Match": seen, "Prefer": f"wait={wait_s:.0f}", "Accept": MEDIA_TYPE}
+        with (
+            self._client(wait_s) as client,
+            client.stream("GET", self.address, headers=headers) as answer,
+        ):
+            return answer.status_code != httpx.codes.NOT_MODIFIED
 
     def push(self, bundle: Path, name: str) -> str:
         with self._client(0.0) as client, bundle.open("rb") as file:

@@ -19,8 +19,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from scope_runtime.bundle.archive import DEFAULT_MAX_BYTES, Bundle, read_archive
-from scope_runtime.bundle.places import place
-from scope_runtime.errors import BundleError, Location, UsageError
+from scope_runtime.bundle.places import ServerPlace, place
+from scope_runtime.errors import BundleError, Location, ScopeError, UsageError
 from scope_runtime.files import written_whole
 
 _KEPT = "kept.bundle"
@@ -38,6 +38,7 @@ class BundleSource:
         folder: made if it is not there, for its owner alone.
         keys: trusted; empty accepts unsigned bundles, which a plain ``http://`` place may not give.
         token: for a server.
+        ca: certificates (PEM) that a server is trusted by, instead of those of this machine.
         max_bytes: of one bundle.
 
     Raises:
@@ -52,6 +53,7 @@ class BundleSource:
         keys: Sequence[Ed25519PublicKey] = (),
         *,
         token: str | None = None,
+        ca: Path | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         if where.startswith("http://") and not keys:
@@ -60,7 +62,8 @@ class BundleSource:
                 found=where,
                 expected="a public key, or https://",
             )
-        self._place = place(where, token=token)
+        self._where = where
+        self._place = place(where, token=token, ca=ca)
         self._folder = folder
         self._keys = tuple(keys)
         self._max_bytes = max_bytes
@@ -92,11 +95,35 @@ class BundleSource:
                 )
             if version is None:
                 return None
-            bundle = self._unpacked(archive, temporary)
+            try:
+                bundle = self._unpacked(archive, temporary)
+            except ScopeError as error:
+                if error.location == Location(str(archive)):  # a name that means nothing to anybody
+                    error.location = Location(self._where)
+                raise
             waiting = self._waiting(bundle)
             archive.replace(waiting)
         self._seen = version
         return replace(bundle, path=waiting)
+
+    def wait(self, wait_s: float) -> bool:
+        """Waits for at most so long until there may be a new bundle. Only for a server, and after a fetch.
+
+        Raises:
+            BundleError: it cannot be asked.
+        """
+        if self._seen is None or not isinstance(self._place, ServerPlace):
+            return True
+        return self._place.wait(self._seen, wait_s)
+
+    def again(self, bundle: Bundle) -> Bundle:
+        """A bundle of `fetch`, checked again from its first byte and unpacked anew.
+
+        Raises:
+            BundleError: it was altered since.
+        """
+        with self._temporary() as temporary:
+            return self._unpacked(bundle.path, temporary)
 
     def restore(self) -> Bundle | None:
         """The bundle that was kept, checked again from its first byte; None: none was kept.
@@ -121,12 +148,17 @@ class BundleSource:
         if bundle.path != self._folder / _KEPT:
             with written_whole(self._folder / _KEPT, BundleError) as temporary:
                 shutil.copyfile(bundle.path, temporary)
+        self.forget_others(bundle, fetched=True)
+
+    def forget_others(self, bundle: Bundle, *, fetched: bool = False) -> None:
+        """Drops what was unpacked of other bundles, and what was fetched of them; with ``fetched`` of this one too."""
         for other in (self._folder / _UNPACKED).iterdir():
             if bundle.folder is None or other.name != bundle.folder.name:
                 shutil.rmtree(other, ignore_errors=True)
         for waiting in self._folder.glob("*.fetched"):
-            with suppress(OSError):
-                waiting.unlink()
+            if fetched or waiting != bundle.path:
+                with suppress(OSError):
+                    waiting.unlink()
 
     def _waiting(self, bundle: Bundle) -> Path:
         return self._folder / f"{bundle.digest.removeprefix('sha256:')}.fetched"

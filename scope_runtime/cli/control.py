@@ -171,6 +171,7 @@ def _print_status(data: dict[str, Any]) -> None:
     if off_now:
         print(f"loaded    {data['loaded']}")
     print(f"source    {data['source']} ({data['hints']})")
+    _print_bundle(data["bundle"])
     if data["held"]:
         print("          rolled back: held until the source changes, or `scope reload`")
     for policy in data["policies"]:
@@ -192,6 +193,19 @@ def _print_status(data: dict[str, Any]) -> None:
         print(f"audit     cannot be written ({log['on_failure']}): {log['error']}")
     for kept in data["kept"]:
         print(f"kept      {kept['revision']} {_time(kept['time'])} {', '.join(kept['policies'])}")
+
+
+def _print_bundle(bundle: dict[str, Any] | None) -> None:
+    if bundle is None:
+        return
+    by = f"signed by {bundle['signed_by']}" if bundle["signed_by"] else "unsigned"
+    checked = "" if bundle["verified"] else ", no key is configured"
+    if bundle["digest"]:
+        print(f"bundle    {bundle['digest']} ({by}{checked})")
+    if bundle["text"]:
+        since = f" since {_time(bundle['last_good'])}" if bundle["last_good"] else ""
+        stale = "STALE, " if bundle["stale"] else ""
+        print(f"          {stale}not fetched{since}: {bundle['text']}")
 
 
 def _time(seconds: float) -> str:

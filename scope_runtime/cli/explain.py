@@ -76,6 +76,9 @@ def explain(
             before = {"configuration": config_data(config)}
         else:
             print_config(config)
+        if not isinstance(config.policy, Path):
+            _explain_no_policies(config.policy.where, before)
+            return
         policy, root = config.policy, config.policy_root
         model = model or (config.model if config.model.exists() else None)
         n_gpu_layers = n_gpu_layers or config.n_gpu_layers
@@ -93,6 +96,13 @@ def explain(
         _print(source, program, model)
         for name in exempted:
             print(f"exempted: {name}")
+
+
+def _explain_no_policies(where: str, configuration: dict[str, Any]) -> None:
+    if configuration:
+        print(json.dumps(configuration, ensure_ascii=False))
+    else:
+        print(f"the policies come as bundles from {where}; `scope bundle inspect` prints one")
 
 
 def _compile(policies: Sequence[Policy], model: Path | None, n_gpu_layers: int) -> ProgramSource:

@@ -162,6 +162,8 @@ def check_config(path: Path, *, files: bool = True) -> list[Verdict]:
     warnings: list[LintWarning] = []
     shape = _shape(config, errors, warnings) if files else None
     members = _members(config, errors)
+    if files:
+        _check_keys(config, errors)
     own = Verdict(str(path), "a runtime's configuration", None, tuple(errors), tuple(warnings))
     return [own, *check_together(members, config.policy_root, files=files, shape=shape)]
 
@@ -185,7 +187,11 @@ def _shape(
 
 def _members(config: RuntimeConfig, errors: list[ScopeError]) -> tuple[Path, ...]:
     """The policy files that are named, or what is wrong with that."""
+    from scope_runtime.lifecycle.types import BundleOptions
+
     path = config.policy
+    if isinstance(path, BundleOptions):
+        return ()  # they are elsewhere, and were checked before they were packed
     members = policy_files(path) if path.is_dir() else (path,) if path.exists() else ()
     if not members:
         errors.append(
@@ -197,3 +203,16 @@ def _members(config: RuntimeConfig, errors: list[ScopeError]) -> tuple[Path, ...
             )
         )
     return members
+
+
+def _check_keys(config: RuntimeConfig, errors: list[ScopeError]) -> None:
+    from scope_runtime.bundle.keys import read_public_key
+    from scope_runtime.lifecycle.types import BundleOptions
+
+    if not isinstance(config.policy, BundleOptions):
+        return
+    for key in config.policy.keys:
+        try:
+            read_public_key(key)
+        except ScopeError as error:
+            errors.append(error)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scope_runtime.audit.options import DAY_S, AuditOptions, OnFailure
+from scope_runtime.bundle.places import is_server
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.lifecycle.address import Address
-from scope_runtime.lifecycle.types import Options
+from scope_runtime.lifecycle.types import BundleOptions, Options
 from scope_runtime.policy.schema import schema, schema_findings
 from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, Document, KeyPath, Mark, decode, parse
 
@@ -41,7 +42,7 @@ class RuntimeConfig:
     n_ctx: int
     n_threads: int | None
     n_gpu_layers: int
-    policy: Path
+    policy: Path | BundleOptions
     policy_root: Path | None
     state: Path | None
     control: Path | None
@@ -153,7 +154,9 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         n_ctx=model.get("ctx", 4096),
         n_threads=model.get("threads"),
         n_gpu_layers=model.get("gpu_layers", 0),
-        policy=file.parent / policy["path"],
+        policy=_bundles(file, policy["bundle"])
+        if "bundle" in policy
+        else file.parent / policy["path"],
         policy_root=beside(policy.get("root")),
         state=beside(policy.get("state")),
         control=beside(spec.get("control", {}).get("socket")),
@@ -210,6 +213,24 @@ def _drift(file: Path, found: dict[str, Any] | None) -> DriftConfig | None:
         min_requests=found.get("min_requests"),
         false_alarm_rate=found.get("false_alarm_rate"),
         psi=found.get("psi"),
+    )
+
+
+def _bundles(file: Path, said: dict[str, Any]) -> BundleOptions:
+    standard = BundleOptions("")
+    where = said["from"]
+    if where.startswith("oci:"):
+        where = f"oci:{file.parent / where.removeprefix('oci:')}"
+    elif not is_server(where):
+        where = str(file.parent / where)
+    return BundleOptions(
+        where,
+        tuple(file.parent / key for key in said.get("keys", ())),
+        file.parent / said["ca"] if "ca" in said else None,
+        said.get("token_env", standard.token_env),
+        float(said.get("poll_s", standard.poll_s)),
+        float(said.get("wait_s", standard.wait_s)),
+        said.get("stale_after_s", standard.stale_after_s),
     )
 
 

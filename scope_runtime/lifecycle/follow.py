@@ -51,6 +51,8 @@ class Follower:
     @property
     def hints(self) -> str:
         """How changes are noticed, in words."""
+        if self._lifecycle.feed is not None:
+            return self._lifecycle.feed.status().how
         poll = f"digests every {self._lifecycle.options.poll_s:g} s"
         if self._watch is None:
             return f"{poll} alone"
@@ -98,9 +100,11 @@ class Follower:
         self._lifecycle.follow_switch()
         if hinted:
             self._settle()
-        if not self._closing.is_set():
+        if self._closing.is_set():
+            return
+        if self._lifecycle.feed is None:  # a feed has a thread of its own
             self._lifecycle.follow()
-            self._follow_folders()
+        self._follow_folders()
 
     def _settle(self) -> None:
         """Waits until the files rest, but not for ever."""
@@ -115,7 +119,8 @@ class Follower:
         if self._watch is not None:
             lifecycle = self._lifecycle
             state = (lifecycle.state.folder,) if lifecycle.state else ()
-            self._watch.follow((*lifecycle.source.folders(lifecycle.named), *state))
+            files = () if lifecycle.feed else lifecycle.source.folders(lifecycle.named)
+            self._watch.follow((*files, *state))
 
 
 def _caught() -> tuple[type[BaseException], BaseException | None, TracebackType | None]:

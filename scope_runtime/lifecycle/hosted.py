@@ -13,11 +13,12 @@ from scope_runtime.errors import UsageError
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.build import Bench
 from scope_runtime.lifecycle.config import RuntimeConfig, load_config
+from scope_runtime.lifecycle.feed import BundleFeed, FeedFollower
 from scope_runtime.lifecycle.follow import Follower
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.state import State
-from scope_runtime.lifecycle.types import Cause, Options, Target
+from scope_runtime.lifecycle.types import BundleOptions, Cause, Options, Target
 from scope_runtime.metrics import Metrics
 from scope_runtime.metrics.collect import lifecycle_reader
 
@@ -30,6 +31,7 @@ class Hosted:
 
     Args:
         metrics: of the target; the lifecycle's own join them.
+        source: what is followed, or where bundles of it come from, which needs ``state``.
         state: directory where what was in force outlives the process; None forgets it.
         control: Unix socket to serve the control channel at; None serves none.
 
@@ -40,7 +42,7 @@ class Hosted:
     def __init__(
         self,
         target: Target,
-        source: Source,
+        source: Source | BundleOptions,
         bench: Bench,
         options: Options,
         metrics: Metrics,
@@ -49,7 +51,14 @@ class Hosted:
         control: Path | None = None,
     ) -> None:
         kept = State(state, keep=options.keep) if state is not None else None
-        self.lifecycle = Lifecycle(target, source, bench, kept, options)
+        feed = None
+        if isinstance(source, BundleOptions):
+            if state is None:
+                raise UsageError("bundles need a state directory", expected="state=DIRECTORY")
+            feed = BundleFeed(source, state / "bundles")
+            source = Source(feed.folder / "none", feed.folder)
+        self.lifecycle = Lifecycle(target, source, bench, kept, options, feed=feed)
+        self._feeding = FeedFollower(self.lifecycle, feed) if feed is not None else None
         self.follower = Follower(self.lifecycle, events=options.events)
         self.metrics = metrics
         self.metrics.read(lifecycle_reader(self.lifecycle))
@@ -58,6 +67,8 @@ class Hosted:
         try:
             self.lifecycle.start()
             self.follower.start()
+            if self._feeding is not None:
+                self._feeding.start()
             if control is not None:
                 # The web server is imported by those who want one.
                 from scope_runtime.lifecycle.control import ControlServer
@@ -73,6 +84,8 @@ class Hosted:
         for served in self._served:
             served.close()
         self.lifecycle.close()
+        if self._feeding is not None:
+            self._feeding.close()
         self.follower.close()
 
     def _serve(self, server: Served) -> None:

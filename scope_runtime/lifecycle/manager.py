@@ -23,6 +23,7 @@ from scope_runtime.lifecycle.types import (
     Builder,
     Cause,
     Counts,
+    Feed,
     LastReload,
     Options,
     Outcome,
@@ -44,6 +45,7 @@ class Lifecycle:
         source: what is followed.
         state: where what was in force outlives the process; None forgets it.
         builder: what compiles; by default a process of its own.
+        feed: where the source comes from, where it is not simply there; ``source`` then says only where it would be.
     """
 
     def __init__(
@@ -55,10 +57,14 @@ class Lifecycle:
         options: Options,
         *,
         builder: Builder | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self.source = source
         self.state = state
         self.options = options
+        self.feed = feed
+        self._tried: str | None = None  # of the feed's contents, the latest that was built
+        self._unfetched: str | None = None  # why the feed had none, as it is on record
         self._target = target
         self._digests = FileDigests()
         self._nothing = ProgramSource(None, bench.shape)
@@ -136,7 +142,7 @@ class Lifecycle:
             active = self._last_active()
             if active is not None:
                 self._generations = dict(active.generations)
-            built = self._build(cause)
+            built = self._first_build(cause)
             if active is not None and _same(active.held_against, built.seen):
                 self._held = built.seen
                 self._restore(active, cause, "restored")
@@ -146,9 +152,19 @@ class Lifecycle:
             except ScopeError as error:
                 self._refuse(error, cause)
                 if active is not None:
+                    if self.feed is not None and self.feed.latest is None:
+                        self._held = active.held_against  # what it was chosen over may come again
                     self._restore(active, cause, "restored")
                 elif self.options.fail == "closed":
                     raise
+
+    def _first_build(self, cause: Cause) -> Built:
+        try:
+            if self.feed is not None:
+                self.feed.ask()
+            return self._build(cause)
+        except ScopeError as error:
+            return Built(None, error, {}, ())
 
     def close(self) -> None:
         """Ends the compiler, also in the middle of a build, which is then nobody's failure."""
@@ -180,6 +196,17 @@ class Lifecycle:
         Raises:
             ScopeError: why nothing has changed.
         """
+        self._check_match(if_match)
+        if self.feed is not None:
+            try:  # before the lock: it may take its time, and going back must not wait for it
+                self.feed.ask()
+            except ScopeError as error:
+                with self._building:
+                    self._refuse(error, cause)
+                raise
+        return self._reload(cause, if_match)
+
+    def _reload(self, cause: Cause, if_match: str | None = None) -> Outcome:
         with self._building:
             self._check_match(if_match)
             try:
@@ -197,23 +224,55 @@ class Lifecycle:
 
         What is refused is on record and in ``last``: there is nobody to raise it to.
         """
+        if self.feed is not None:
+            return self._follow_feed(self.feed)
         with self._building:
             now = contents(self.source, self._named, self._digests)
             if now == self._seen:
                 return False
             with contextlib.suppress(ScopeError):
-                self.reload(Cause("file", "file"))
+                self._reload(Cause("file", "file"))
             return True
+
+    def _follow_feed(self, feed: Feed) -> bool:
+        """Asks the feed. Why it has nothing is on record once, not each time that it is asked."""
+        trouble: str | None = None
+        try:
+            feed.ask()
+        except ScopeError as error:
+            trouble = str(error)
+            if trouble != self._unfetched and not self._closing:
+                self._target.record(
+                    "fetch-failed", Kind.POLICY, in_force=self.revision, **error.fields()
+                )
+        else:
+            if self._unfetched is not None:
+                self._target.record("fetch-resumed", Kind.POLICY, bundle=feed.latest)
+        self._unfetched = trouble
+        with self._building:
+            if feed.latest in (None, self._tried) or self._is_held_against(feed):
+                return False
+            with contextlib.suppress(ScopeError):
+                self._reload(Cause("bundle", feed.status().where))
+            return True
+
+    def _is_held_against(self, feed: Feed) -> bool:
+        return self._held is not None and sorted(self._held.values()) == sorted(feed.digests())
 
     def plan(self) -> tuple[ProgramSource, ProgramSource]:
         """What is loaded, and what a reload would load. Raises ScopeError where that would be refused."""
+        if self.feed is not None:
+            self.feed.ask()
         with self._building:
-            built = self._compiler.build(self.source, self._named)
-            programs = built.result()
+            source = self.source if self.feed is None else self.feed.source()
+            programs = self._compiler.build(source, self._named).result()
             self._check_generations(programs.policies)
             return self._current, programs
 
     def _build(self, cause: Cause) -> Built:
+        if self.feed is not None:
+            self._tried = self.feed.latest
+            self.source = self.feed.source()
         try:
             built = self._compiler.build(self.source, self._named)
         except CompileError as error:
@@ -258,10 +317,13 @@ class Lifecycle:
         if self.state is None:
             return None
         try:
-            self.state.keep_set(self.source, programs, built.seen)
+            archive = self.feed.archive() if self.feed is not None else None
+            self.state.keep_set(self.source, programs, built.seen, archive)
             active = self._active()
             if self.state.active != active:
                 self.state.set_active(active)
+            if self.feed is not None:
+                self.feed.forget_others()
         except ScopeError as error:
             self._target.record(
                 "not-kept", Kind.POLICY, revision=programs.revision, **error.fields()
@@ -364,6 +426,8 @@ class Lifecycle:
         if self.state is None:
             raise StateError("no revisions are kept: there is no state directory")
         source = self.state.source_of(revision)
+        if self.feed is not None:
+            self.feed.vouch(self.state.archive_of(revision), source)
         programs = self._compiler.build(source).result()
         if programs.revision != revision:
             raise StateError(

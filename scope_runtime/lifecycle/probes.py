@@ -23,9 +23,12 @@ def add_probes(app: FastAPI, lifecycle: Lifecycle, registry: CollectorRegistry) 
     @app.get("/ready")
     def ready(response: Response) -> dict[str, object]:
         loaded = bool(lifecycle.current.policies) or lifecycle.options.fail == "open"
-        ready = loaded and (lifecycle.audit is None or lifecycle.audit.status.serving)
+        stale = lifecycle.feed is not None and lifecycle.feed.status().stale
+        serving = lifecycle.audit is None or lifecycle.audit.status.serving
+        ready = loaded and serving and not stale
         response.status_code = 200 if ready else 503
-        return {"ready": ready, "revision": lifecycle.revision} | _audit(lifecycle)
+        said = {"ready": ready, "stale": stale, "revision": lifecycle.revision}
+        return said | _audit(lifecycle)
 
     @app.get("/metrics")
     def metrics(accept: Annotated[str | None, Header()] = None) -> Response:

@@ -6,6 +6,7 @@ from typing import Any
 
 from scope_runtime.lifecycle.follow import Follower
 from scope_runtime.lifecycle.manager import Lifecycle
+from scope_runtime.lifecycle.types import FeedStatus
 from scope_runtime.policy.model import Policy
 from scope_runtime.select import ProgramSource
 
@@ -18,7 +19,10 @@ def status_data(lifecycle: Lifecycle, follower: Follower) -> dict[str, Any]:
         "revision": lifecycle.revision,
         "loaded": current.revision,
         "acknowledged": lifecycle.acknowledged,
-        "source": str(lifecycle.source.path),
+        "source": str(lifecycle.source.path)
+        if lifecycle.feed is None
+        else lifecycle.feed.status().where,
+        "bundle": None if lifecycle.feed is None else _bundle(lifecycle.feed.status()),
         "policies": [_policy(policy, current) for policy in current.policies],
         "off": None
         if switch is None
@@ -41,6 +45,19 @@ def status_data(lifecycle: Lifecycle, follower: Follower) -> dict[str, Any]:
             {"revision": kept.revision, "time": kept.time, "policies": list(kept.policies)}
             for kept in (lifecycle.state.kept() if lifecycle.state else ())
         ],
+    }
+
+
+def _bundle(status: FeedStatus) -> dict[str, Any]:
+    return {
+        "digest": status.digest,
+        "signed_by": status.signed_by,
+        "verified": status.verified,
+        "last_good": status.last_good or None,
+        "error": None if status.error is None else status.error.fields(),
+        "text": None if status.error is None else str(status.error),
+        "stale": status.stale,
+        "fetches": {"ok": status.ok, "failed": status.failed},
     }
 
 

@@ -4,6 +4,7 @@
     STATE/off.json                     there while steering is switched off; a person may make or remove it by hand
     STATE/sets/<revision>/set.json     what the set is, with the digest of every file
     STATE/sets/<revision>/files/…      the policies and every file that they name
+    STATE/sets/<revision>/set.bundle   the bundle that they came in, if they came in one
 
 Files are on the disk before their names are, and every digest is checked again before anything is used.
 """
@@ -28,6 +29,7 @@ from scope_runtime.select import ProgramSource
 
 VERSION = 1
 _MAX_JSON_BYTES = 1 << 22
+_ARCHIVE = "set.bundle"
 
 
 class StateError(ScopeError):
@@ -134,11 +136,18 @@ class State:
 
     # -- kept sets
 
-    def keep_set(self, source: Source, programs: ProgramSource, seen: Mapping[str, str]) -> None:
+    def keep_set(
+        self,
+        source: Source,
+        programs: ProgramSource,
+        seen: Mapping[str, str],
+        archive: Path | None = None,
+    ) -> None:
         """Copies a set with every file that it was made from.
 
         Args:
             seen: digests of the files, as they were when it was compiled.
+            archive: the bundle that it came in; whoever uses the set again checks it against that.
 
         Raises:
             StateError: a file is no longer what was compiled, or cannot be copied.
@@ -161,6 +170,10 @@ class State:
                     )
                 _copy(Path(name), staging / "files" / place, digest)
                 files[place] = digest
+            if archive is not None:
+                with open_regular(archive, StateError) as file:
+                    digest = f"sha256:{sha256_of(file)}"
+                _copy(archive, staging / _ARCHIVE, digest)
             own = os.path.relpath(source.path, root).replace(os.sep, "/")
             about = {
                 "version": VERSION,
@@ -215,6 +228,10 @@ class State:
         if strange := sorted(there - set(about["files"])):
             raise StateError("a file that was not kept", location=Location(str(files / strange[0])))
         return Source(files / about["source"], files)
+
+    def archive_of(self, revision: str) -> Path:
+        """The bundle that a kept set came in; it need not be there."""
+        return self._folder_of(revision) / _ARCHIVE
 
     def kept(self) -> tuple[Kept, ...]:
         """The kept sets, the latest first."""

@@ -102,6 +102,11 @@ def lifecycle_reader(lifecycle: Lifecycle) -> Reader:
         yield f.RELOADS, ((("ok",), counts.ok), (("refused",), counts.refused))
         yield _one(f.OFF, lifecycle.switch is not None)
         yield _one(f.HELD, lifecycle.held)
+        if lifecycle.feed is not None:
+            fed = lifecycle.feed.status()
+            yield _one(f.FETCH_SUCCESS, fed.error is None)
+            yield f.FETCHES, ((("ok",), fed.ok), (("failed",), fed.failed))
+            yield _one(f.LAST_FETCH, fed.last_good)
 
     return read
 

@@ -143,6 +143,25 @@ HELD = Family(
     Type.GAUGE,
     "Whether an older revision was chosen over what lies at the source (1 or 0).",
 )
+FETCH_SUCCESS = Family(
+    _POLICIES,
+    "scope_bundle_fetch_success",
+    Type.GAUGE,
+    "Where policies come as bundles: whether the place could be asked, the last time (1 or 0).",
+)
+FETCHES = Family(
+    _POLICIES,
+    "scope_bundle_fetches_total",
+    Type.COUNTER,
+    "Where policies come as bundles: how often the place was asked, by result: ok or failed.",
+    ("result",),
+)
+LAST_FETCH = Family(
+    _POLICIES,
+    "scope_bundle_last_fetch_timestamp_seconds",
+    Type.GAUGE,
+    "Where policies come as bundles: when the place last answered; 0 before the first time.",
+)
 POLICY_INFO = Family(
     _POLICIES,
     "scope_policy_info",

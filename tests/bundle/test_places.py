@@ -7,7 +7,6 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,93 +20,13 @@ from scope_runtime.bundle.source import BundleSource
 from scope_runtime.errors import BundleError, UsageError
 from scope_runtime.policy.load import load_policies
 from tests.bundle.conftest import POLICY, Made
-
-
-class Server(ThreadingHTTPServer):
-    """Holds one bundle under /fleet.bundle, with ETags; holds an answer back until there is a new one."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.held = b""
-        self.changed = threading.Condition()
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.waiting = threading.Event()
-        self.answer_with: tuple[int, dict[str, str], bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/fleet.bundle"
-
-    def hold(self, data: bytes) -> None:
-        with self.changed:
-            self.held = data
-            self.changed.notify_all()
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def _etag(self) -> str:
-        return f'"{hashlib.sha256(self.server.held).hexdigest()[:8]}"'
-
-    def do_GET(self) -> None:
-        headers = {key.lower(): value for key, value in self.headers.items()}
-        self.server.requests.append(("GET", headers))
-        if self.server.answer_with is not None:
-            return self._send(*self.server.answer_with)
-        with self.server.changed:
-            if headers.get("if-none-match") == self._etag() and "prefer" in headers:
-                self.server.waiting.set()
-                self.server.changed.wait_for(
-                    lambda: headers["if-none-match"] != self._etag(), timeout=60
-                )
-        if headers.get("if-none-match") == self._etag():
-            return self._send(304, {"ETag": self._etag()}, b"")
-        return self._send(200, {"ETag": self._etag()}, self.server.held)
-
-    def do_PUT(self) -> None:
-        headers = {key.lower(): value for key, value in self.headers.items()}
-        self.server.requests.append(("PUT", headers))
-        data = self._body(headers)
-        if headers.get("authorization") != "Bearer secret":
-            return self._send(401, {}, b"")
-        self.server.hold(data)
-        return self._send(201, {}, b"")
-
-    def _body(self, headers: dict[str, str]) -> bytes:
-        if "content-length" in headers:
-            return self.rfile.read(int(headers["content-length"]))
-        data = b""
-        while size := int(self.rfile.readline(), 16):
-            data += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return data
-
-    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        if status != 304:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+from tests.support.bundle_server import Server, serving
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def second(made: Made, name: str = "c") -> Path:
