@@ -37,6 +37,8 @@ class HookTarget:
         recorded: what was put on record, in order.
     """
 
+    audit = None
+
     def __init__(self, shape: ModelShape) -> None:
         self._hook = Hook(shape.n_embd, shape.n_layer)
         self._revisions: dict[int, str] = {}
