@@ -15,6 +15,7 @@ from scope_runtime.lifecycle.config import RuntimeConfig
 from scope_runtime.lifecycle.listen import tcp_socket
 from scope_runtime.metrics.collect import drift_reader
 from scope_runtime.runtime import Runtime
+from scope_runtime.telemetry import open_telemetry
 
 
 def configured(config: RuntimeConfig) -> Runtime:
@@ -29,6 +30,10 @@ def configured(config: RuntimeConfig) -> Runtime:
         if config.metrics is not None:
             at = undo.enter_context(tcp_socket(config.metrics))
         drift = _drift(config)
+        telemetry = None
+        if config.telemetry is not None:
+            telemetry = open_telemetry(config.telemetry)
+            undo.callback(telemetry.close)
         runtime = Runtime(
             config.model,
             config.policy,
@@ -37,7 +42,7 @@ def configured(config: RuntimeConfig) -> Runtime:
             state=config.state,
             control=config.control,
             audit=config.audit,
-            sinks=_sinks(drift),
+            sinks=_sinks(drift, telemetry),
             n_ctx=config.n_ctx,
             n_threads=config.n_threads,
             n_gpu_layers=config.n_gpu_layers,

@@ -15,6 +15,7 @@ from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.types import BundleOptions, Options
 from scope_runtime.policy.schema import schema, schema_findings
 from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, Document, KeyPath, Mark, decode, parse
+from scope_runtime.telemetry.options import TelemetryOptions
 
 SCHEMA_PATH = Path(__file__).with_name("runtime.schema.json")
 FILE_NAME = "scope.yaml"
@@ -48,6 +49,7 @@ class RuntimeConfig:
     control: Path | None
     audit: AuditOptions | None
     metrics: Address | None
+    telemetry: TelemetryOptions | None
     options: Options
     drift: DriftConfig | None
     tree: Any
@@ -161,6 +163,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         state=beside(policy.get("state")),
         control=beside(spec.get("control", {}).get("socket")),
         metrics=Address.parse(spec["metrics"]["listen"]) if "metrics" in spec else None,
+        telemetry=_telemetry(spec.get("opentelemetry"), beside),
         audit=_audit(spec.get("audit"), beside),
         options=Options(
             poll_s=float(policy.get("poll_s", standard.poll_s)),
@@ -231,6 +234,21 @@ def _bundles(file: Path, said: dict[str, Any]) -> BundleOptions:
         float(said.get("poll_s", standard.poll_s)),
         float(said.get("wait_s", standard.wait_s)),
         said.get("stale_after_s", standard.stale_after_s),
+    )
+
+
+def _telemetry(
+    raw: dict[str, Any] | None, beside: Callable[[str | None], Path | None]
+) -> TelemetryOptions | None:
+    if raw is None:
+        return None
+    headers = raw.get("headers_from", {})
+    return TelemetryOptions(
+        raw["endpoint"],
+        headers_file=beside(headers.get("file")),
+        headers_env=headers.get("env"),
+        service=raw.get("service", "scope-runtime"),
+        interval_s=float(raw.get("interval_s", 60.0)),
     )
 
 

@@ -120,6 +120,7 @@ def audit_reader(log: AuditLog) -> Reader:
         yield _one(f.AUDIT_DROPPED, status.dropped)
         yield _one(f.AUDIT_QUEUED, status.queued)
         yield _one(f.AUDIT_LAG, status.lag_s)
+        yield _one(f.AUDIT_FAILING, status.failing_since is not None)
         yield _one(f.AUDIT_FAILED, status.final)
 
     return read

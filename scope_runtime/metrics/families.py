@@ -319,6 +319,12 @@ AUDIT_QUEUED = Family(
 AUDIT_LAG = Family(
     _AUDIT, "scope_audit_lag_seconds", Type.GAUGE, "For how long the oldest of them has waited."
 )
+AUDIT_FAILING = Family(
+    _AUDIT,
+    "scope_audit_failing",
+    Type.GAUGE,
+    "Whether the log cannot be written now (1 or 0): the disk is full, or it failed for good.",
+)
 AUDIT_FAILED = Family(
     _AUDIT,
     "scope_audit_failed",

@@ -1,6 +1,7 @@
 """Writes docs/observability.md: ``python -m scope_runtime.metrics.reference [--check]``.
 
-The page's prose is reference.md.in; in it ``{{metrics}}`` stands for the table of all metrics.
+The page's prose is reference.md.in; in it ``{{metrics}}`` stands for the table of all metrics, ``{{telemetry}}`` for
+the table of what OpenTelemetry gets.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 from scope_runtime.metrics.families import FAMILIES, Family, Type
+from scope_runtime.telemetry import names
 
 PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 TEMPLATE = Path(__file__).with_name("reference.md.in")
@@ -32,7 +34,9 @@ def main(arguments: list[str]) -> int:
 
 def render() -> str:
     """The whole page."""
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{metrics}}", _tables())
+    template = TEMPLATE.read_text(encoding="utf-8")
+    rows = "\n".join(f"| `{each.name}` | {each.on} | {each.what} |" for each in names.TABLE)
+    return template.replace("{{metrics}}", _tables()).replace("{{telemetry}}", rows)
 
 
 def _tables() -> str:

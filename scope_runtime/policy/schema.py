@@ -44,6 +44,7 @@ _MESSAGES = {
     "maxLength": "the value is too long",
     "minItems": "empty list",
     "minProperties": "empty mapping",
+    "maxProperties": "too many keys",
     "uniqueItems": "the same value twice",
 }
 # jsonschema's types allow any part of an error to be unset; those that its validators yield are not.
@@ -143,6 +144,8 @@ class _Translator:
             hint = did_you_mean(value, [str(option) for option in error.validator_value])
         elif kind in ("minItems", "minProperties"):
             found = None
+        elif kind == "maxProperties":
+            found = ", ".join(map(str, value))
         elif kind == "uniqueItems":
             found = describe(next(item for item in value if value.count(item) > 1))
             expected = "each value once"

@@ -18,7 +18,7 @@ from tests.support.audit_logs import event
 
 
 def told(registry: CollectorRegistry) -> dict[str, float]:
-    names = ("records_total", "dropped_total", "queued", "lag_seconds", "failed")
+    names = ("records_total", "dropped_total", "queued", "lag_seconds", "failing", "failed")
     return {name: registry.get_sample_value(f"scope_audit_{name}") or 0.0 for name in names}
 
 
@@ -28,7 +28,7 @@ def test_lag_is_how_long_the_oldest_event_waits(
     log, metrics = AuditLog(tmp_path / "log.jsonl"), Metrics()
     metrics.read(audit_reader(log))
     log.write([event(0), event(1)])
-    quiet = {"records_total": 2, "dropped_total": 0, "queued": 0, "lag_seconds": 0, "failed": 0}
+    quiet = dict.fromkeys(told(metrics.registry), 0.0) | {"records_total": 2}
     assert told(metrics.registry) == quiet
     fsync, begun, free = os.fsync, threading.Event(), threading.Event()
 
@@ -70,7 +70,7 @@ def test_a_failed_fsync_shows(
     else:
         log.write([event(1), event(2)])
     now = told(metrics.registry)
-    assert (now["failed"], now["records_total"]) == (1, 1)
+    assert (now["failing"], now["failed"], now["records_total"]) == (1, 1, 1)
     assert now["dropped_total"] == (2 if on_failure is OnFailure.DROP else 0)
     monkeypatch.undo()
     log.close()
