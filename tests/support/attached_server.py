@@ -26,9 +26,14 @@ class AttachedServer:
     """One that is running, reached over a Unix socket."""
 
     def __init__(self, path: Path, process: subprocess.Popen[str], folder: Path) -> None:
-        self._socket = path
+        self.socket = path
         self.process = process
         self.folder = folder
+        self.lines: list[str] = []
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return "".join(self.lines)
 
     def complete(
         self, tokens: Sequence[int], slot: int, n_predict: int = 1, **more: Any
@@ -66,35 +71,11 @@ class AttachedServer:
             raise RuntimeError(f"llama-server: {response.status} {answer}")
         return answer
 
-    def stream(self, tokens: Sequence[int], slot: int, n_predict: int) -> Iterator[dict[str, Any]]:
-        """Tokens of a streamed answer as they come."""
-        connection = self.connect()
-        body = {
-            "prompt": list(tokens),
-            "id_slot": slot,
-            "n_predict": n_predict,
-            "temperature": 0.0,
-            "cache_prompt": False,
-            "return_tokens": True,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        try:
-            connection.request(
-                "POST", "/completion", json.dumps(body), {"Content-Type": "application/json"}
-            )
-            response = connection.getresponse()
-            for line in response:
-                if line.startswith(b"data: "):
-                    yield json.loads(line[6:])
-        finally:
-            connection.close()
-
     def connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("localhost", timeout=120)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.sock.settimeout(120)
-        connection.sock.connect(str(self._socket))
+        connection.sock.connect(str(self.socket))
         return connection
 
 
@@ -129,7 +110,9 @@ def running_server(
             env=os.environ | environment,
         )
         assert process.stdout is not None
-        log: list[str] = []
+        server = AttachedServer(path, process, folder)
+        log = server.lines
+        reader: threading.Thread | None = None
         try:
             for line in process.stdout:
                 log.append(line)
@@ -140,10 +123,13 @@ def running_server(
             # Somebody must read on, or the server waits for its log to be taken.
             reader = threading.Thread(target=lambda: log.extend(process.stdout or ()), daemon=True)
             reader.start()
-            yield AttachedServer(path, process, folder)
+            yield server
         finally:
             process.terminate()
             process.wait()
+            if reader is not None:
+                reader.join()
+            process.stdout.close()
 
 
 @contextmanager
