@@ -42,6 +42,11 @@ class Control:
         last = self.hosted.lifecycle.last
         return None if last is None or last.error is None else "policies are stale"
 
+    def unrecorded(self) -> str | None:
+        """Why no request can be put on record; None when it can, or goes on without (``on_failure: drop``)."""
+        log = self.hosted.lifecycle.audit
+        return None if log is None or log.status.serving else "the audit log cannot be written"
+
     def app(self) -> ASGIApp:
         """The control channel's routes."""
         hosted = self.hosted

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Response
 
-from scope_runtime.errors import ScopeError, UsageError
+from scope_runtime.errors import AuditError, ScopeError, UsageError
 
 INVALID = "invalid_request_error"
 _TYPES = {
@@ -71,6 +71,9 @@ def refused(error: ScopeError) -> ApiError:
         return error
     if isinstance(error, UsageError):
         return ApiError(400, str(error), code="invalid_value")
+    if isinstance(error, AuditError):
+        message = "The server cannot put requests on record at the moment, and serves none without."
+        return ApiError(503, message, code="not_on_record", retry_after_s=30)
     return internal()
 
 

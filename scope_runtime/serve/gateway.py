@@ -36,6 +36,7 @@ class Gateway:
 
     Args:
         stale: why the policies on disk are not those in force; None when they are.
+        unrecorded: why no request can be put on record; None when it can.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Gateway:
         model: str,
         keys: KeyRing,
         stale: Callable[[], str | None] = lambda: None,
+        unrecorded: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.options = options
         self.model = model
         self.keys = keys
         self.stale = stale
+        self.unrecorded = unrecorded
         self.created = int(time.time())
         self.phase = Phase.LOADING
         self._engine: Engine | None = None
@@ -83,7 +86,8 @@ class Gateway:
         """Why no requests should be sent here; None when they should."""
         if self.phase is not Phase.SERVING:
             return str(self.phase)
-        return self.stale() if self.options.unready_when_stale else None
+        stale = self.stale() if self.options.unready_when_stale else None
+        return self.unrecorded() or stale
 
     @property
     def n_running(self) -> int:

@@ -92,12 +92,15 @@ class _Process:
         self._opener = opener
         self._ready = ready
         self._control: Control | None = None
-        self._gateway = Gateway(options, model, keys, self._stale)
+        self._gateway = Gateway(options, model, keys, self._stale, self._unrecorded)
         self._asked_to_end = asyncio.Event()
         self._at_once = asyncio.Event()
 
     def _stale(self) -> str | None:
         return self._control.stale() if self._control is not None else None
+
+    def _unrecorded(self) -> str | None:
+        return self._control.unrecorded() if self._control is not None else None
 
     async def run(self, public: socket.socket, admin: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()

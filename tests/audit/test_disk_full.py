@@ -16,6 +16,7 @@ from scope_runtime.errors import AuditError
 from scope_runtime.lifecycle.client import ControlClient, RefusedError
 from scope_runtime.lifecycle.config import load_config
 from tests.audit.support import Site, until
+from tests.serve.conftest import CONFIG, furnish, serving
 from tests.support.audit_logs import records_of
 from tests.support.small_disk import SmallDisk, small_disk
 
@@ -195,3 +196,36 @@ def test_30_drop_serves_on_and_the_log_says_what_is_missing(
     assert (report.bad, report.dropped) == (None, log.dropped)
     assert service.summaries()[-1] == "q2000"
     assert f"q{number}" not in service.summaries()
+
+
+def test_30_a_server_that_cannot_put_on_record_refuses_and_is_not_ready(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    """``stop``, as a client and a load balancer meet it."""
+    log = disk.folder / "log.jsonl"
+    config = CONFIG.replace("{path: audit/events.jsonl}", f"{{path: {log}, on_failure: stop}}")
+    furnish(tmp_path / "site", config)
+    body = {"model": "tiny", "prompt": "one", "max_tokens": 1, "temperature": 0}
+    with serving(tmp_path / "site") as server, server.client() as client:
+        assert client.get("/ready").status_code == 200
+        disk.fill()
+        answers = [client.post("/v1/completions", json=body)]
+        while answers[-1].status_code == 200:
+            assert len(answers) < MOST_REQUESTS
+            answers.append(client.post("/v1/completions", json=body))
+        answers.append(client.post("/v1/completions", json=body))
+        for answer in answers[-2:]:
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "not_on_record"
+        ready = client.get("/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (
+            503,
+            "the audit log cannot be written",
+        )
+        assert client.get("/health").status_code == 200
+        disk.free()
+        server.stop()
+    report = verify(LogFiles(log))
+    assert report.bad is None
+    done = [r for r in records_of(LogFiles(log)) if r["what"] == "summary"]
+    assert len(done) == len(answers) - 2
