@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from scope_runtime.alerts.manager import AlertManager
 from scope_runtime.audit.segments import LogFiles
 from scope_runtime.drift import Criteria, DriftSink, Window, read_baseline
 from scope_runtime.drift.sources import newest
@@ -34,6 +35,8 @@ def configured(config: RuntimeConfig) -> Runtime:
         if config.telemetry is not None:
             telemetry = open_telemetry(config.telemetry)
             undo.callback(telemetry.close)
+        alerts = AlertManager(config.alerts)
+        undo.callback(alerts.close)
         runtime = Runtime(
             config.model,
             config.policy,
@@ -42,13 +45,15 @@ def configured(config: RuntimeConfig) -> Runtime:
             state=config.state,
             control=config.control,
             audit=config.audit,
-            sinks=_sinks(drift, telemetry),
+            sinks=_sinks(drift, telemetry, alerts),
             n_ctx=config.n_ctx,
             n_threads=config.n_threads,
             n_gpu_layers=config.n_gpu_layers,
         )
         undo.callback(runtime.close)
-        runtime.hosted.configured_by(config)
+        alerts.bind(runtime.write)
+        runtime.hosted.lifecycle.alerts = alerts.status
+        runtime.hosted.configured_by(config, lambda new: alerts.configure(new.alerts))
         if drift is not None:
             runtime.hosted.metrics.read(drift_reader(drift))
             drift.start(runtime.write)

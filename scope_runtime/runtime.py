@@ -477,7 +477,8 @@ class Runtime:
         self._close_sinks()
 
     def _close_sinks(self) -> None:
-        for sink in self._sinks:
+        # Backwards: what one puts on record while it closes, the log still takes.
+        for sink in reversed(self._sinks):
             sink.close()
 
     def __enter__(self) -> Runtime:

@@ -1,7 +1,5 @@
-"""Alerts over all requests, and whom they concern: docs/alerts.md."""
+"""Alerts over all requests, and whom they concern: docs/alerts.md. The sink itself is ``manager.AlertManager``."""
 
-from scope_runtime.alerts.book import ReceiverCounts
-from scope_runtime.alerts.manager import AlertManager
 from scope_runtime.alerts.options import AlertError, AlertOptions, Receiver, Secret
 
-__all__ = ["AlertError", "AlertManager", "AlertOptions", "Receiver", "ReceiverCounts", "Secret"]
+__all__ = ["AlertError", "AlertOptions", "Receiver", "Secret"]

@@ -22,7 +22,7 @@ from scope_runtime.alerts.records import alert_event, delivery_events
 from scope_runtime.alerts.send import Attempt, Verdict, send
 from scope_runtime.alerts.states import AlertStates, Labels, State
 from scope_runtime.errors import ScopeError
-from scope_runtime.events import Event, Kind
+from scope_runtime.events import Event
 
 HEARTBEAT_S = 15.0
 """How often the state is kept while nothing but the time of the last firing changes."""
@@ -92,6 +92,7 @@ class AlertBook:
         self._outboxes = {each.name: Outbox(options, chance) for each in options.receivers}
         self._raised: set[Labels] = set()
         self._record: Record | None = None
+        self._must_turn = False
         self._must_save = False
         self._saved_at = clock()
         _check_secrets(options)
@@ -116,12 +117,10 @@ class AlertBook:
             before = len(self._states.alerts)
             news = False
             for event in found:
-                # First what time has brought: a firing after a long rest is another one.
-                if event.kind is Kind.ALERT:
-                    self._states.advance(now)
-                news = self._states.observe(event, now) or news
+                news |= self._states.observe(event, now)
             self._must_save |= len(self._states.alerts) != before
             if news:
+                self._must_turn = True
                 self.changed.notify_all()
 
     # -- time
@@ -130,6 +129,7 @@ class AlertBook:
         """Does what is due: alerts change their state, notifications are made, files are written."""
         with self.changed:
             now = self._clock()
+            self._must_turn = False
             self._states.advance(now)
             events = self._advance(now)
             self._must_save |= bool(events)
@@ -137,6 +137,7 @@ class AlertBook:
                 self._queue(Notification(body["receiver"], body, now, now))
             resting = now - self._saved_at < HEARTBEAT_S or not self._states.alerts
             keep = self._must_save or not resting
+            self._must_save = False
             self.changed.notify_all()
         self._file(keep)
         self._say(events)
@@ -172,6 +173,8 @@ class AlertBook:
         if self._filing.due_at is not None:
             due.append(self._filing.due_at)
         elif self._must_save:
+            due.append(now)
+        if self._must_turn:
             due.append(now)
         if self._states.alerts and self._filing.keeps_state:
             due.append(max(self._saved_at + HEARTBEAT_S, self._filing.due_at or 0.0))
@@ -286,7 +289,7 @@ class AlertBook:
                 self._outboxes[name] = Outbox(options, self._chance)
             for outbox in self._outboxes.values():
                 outbox.options = options
-            self._must_save = True
+            self._must_turn = self._must_save = True
             self.changed.notify_all()
 
     def counts(self) -> dict[str, ReceiverCounts]:

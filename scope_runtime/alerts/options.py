@@ -116,9 +116,7 @@ class Receiver:
         )
 
     def _error(self, message: str, found: str, expected: str = "http:// or https://") -> AlertError:
-        return AlertError(
-            message, key=f"spec.alerts.receivers.{self.name}", found=found, expected=expected
-        )
+        return AlertError(f"receiver {self.name}: {message}", found=found, expected=expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +196,14 @@ def alert_options(section: Mapping[str, Any], folder: Path) -> AlertOptions:
     for key in ("request_labels", "group_by"):
         if key in given:
             given[key] = tuple(given[key])
-    given["receivers"] = tuple(_receiver(each, folder) for each in given.get("receivers", ()))
+    given["receivers"] = tuple(
+        _receiver(each, folder, f"spec.alerts.receivers.{index}")
+        for index, each in enumerate(given.get("receivers", ()))
+    )
     return AlertOptions(**{key: _seconds(key, value) for key, value in given.items()})
 
 
-def _receiver(raw: Mapping[str, Any], folder: Path) -> Receiver:
+def _receiver(raw: Mapping[str, Any], folder: Path, key: str) -> Receiver:
     given = dict(raw)
     secret = given.pop("secret", None)
     if secret is not None:
@@ -212,9 +213,13 @@ def _receiver(raw: Mapping[str, Any], folder: Path) -> Receiver:
         )
     if "ca_file" in given:
         given["ca_file"] = folder / given["ca_file"]
-    for key in ("severities", "policies"):
-        given[key] = frozenset(given.get(key, ()))
-    return Receiver(**{key: _seconds(key, value) for key, value in given.items()})
+    for name in ("severities", "policies"):
+        given[name] = frozenset(given.get(name, ()))
+    try:
+        return Receiver(**{name: _seconds(name, value) for name, value in given.items()})
+    except AlertError as error:
+        error.key = f"{key}.url"
+        raise
 
 
 def _seconds(key: str, value: Any) -> Any:

@@ -116,6 +116,9 @@ class AlertStates:
 
         The events of a request come in its order; ``now`` never goes back.
         """
+        if event.kind is Kind.ALERT:
+            # First what time has brought: a firing after a long rest is another one.
+            self.advance(now)
         if event.kind is Kind.ALERT and event.what == "firing":
             labels = self._fires(event, now)
             if event.request_id is not None:
@@ -155,6 +158,8 @@ class AlertStates:
             about = about_firing(event)
             self.alerts[labels] = Alert(labels, state, about, now, now, now, None, webhook, 1)
         else:
+            if not self._is_open(labels) and now - old.seen_at >= self.options.window_s:
+                self.alerts[labels] = replace(old, active_at=now)
             self._see(labels, now)
             seen = self.alerts[labels]
             self.alerts[labels] = replace(seen, webhook=webhook, n_firings=seen.n_firings + 1)
@@ -165,8 +170,6 @@ class AlertStates:
         alert = self.alerts.get(labels)
         if alert is None:
             return
-        if now - alert.seen_at > self.options.window_s:
-            alert = replace(alert, active_at=now)
         alert = replace(alert, seen_at=max(now, alert.seen_at))
         if alert.state is State.PENDING:
             fires = alert.seen_at - alert.active_at >= self.options.for_s

@@ -37,6 +37,7 @@ COMMANDS = {
     "rollback": Entry("control", "rollback", "Put an earlier revision in force there."),
     "off": Entry("control", "off", "Stop all steering there by the next token."),
     "on": Entry("control", "on", "Steer again there."),
+    "alerts": Entry("alerts", "app", "Print what fires there; test receivers; replay."),
     "bundle": Entry("bundle", "app", "Pack policies into one signed file, and fetch it."),
     "audit": Entry("audit", "app", "Look into audit logs; verify that nothing was changed."),
     "drift": Entry("drift", "app", "Say whether features still do what they did."),

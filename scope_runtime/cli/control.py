@@ -39,7 +39,7 @@ def status(control: ControlOption = None, as_json: JsonOption = False) -> None:
       scope status
       scope status --json | jq .policies[].revision
     """
-    with _client(control) as client:
+    with control_client(control) as client:
         data = client.get("/-/policies")
     if as_json:
         print(json.dumps(data, ensure_ascii=False))
@@ -55,7 +55,7 @@ def plan(control: ControlOption = None, as_json: JsonOption = False) -> None:
       scope plan
       scope plan --json | jq .planned
     """
-    with _client(control) as client:
+    with control_client(control) as client:
         data = client.get("/-/plan")
     if as_json:
         print(json.dumps(data, ensure_ascii=False))
@@ -134,7 +134,8 @@ def on(
     _post("/-/on", {"reason": reason}, control, as_json)
 
 
-def _client(control: Path | None) -> Any:
+def control_client(control: Path | None) -> Any:
+    """A client of the process that serves at a socket; the user's own without one."""
     from scope_runtime.lifecycle.client import ControlClient, default_socket
 
     return ControlClient(control or default_socket())
@@ -148,7 +149,7 @@ def _post(
     *,
     if_match: str | None = None,
 ) -> None:
-    with _client(control) as client:
+    with control_client(control) as client:
         done = client.post(path, body, if_match=if_match)
     if as_json:
         print(json.dumps(done, ensure_ascii=False))
@@ -165,7 +166,7 @@ def _print_status(data: dict[str, Any]) -> None:
     off_now = data["off"]
     if off_now:
         why = f": {off_now['reason']}" if off_now["reason"] else ""
-        print(f"OFF since {_time(off_now['time'])} by {off_now['actor']}{why}")
+        print(f"OFF since {local_time(off_now['time'])} by {off_now['actor']}{why}")
     seen = "acknowledged" if data["acknowledged"] else "waits for its first token"
     print(f"in force  {data['revision']} ({seen})")
     if off_now:
@@ -183,7 +184,7 @@ def _print_status(data: dict[str, Any]) -> None:
     last = data["last_reload"]
     if last:
         went = "well" if data["success"] else "REFUSED"
-        print(f"reload    {_time(last['time'])} by {last['trigger']}: {went}")
+        print(f"reload    {local_time(last['time'])} by {last['trigger']}: {went}")
         for line in (last["text"] or "").splitlines():
             print(f"          {line}")
     if data["trouble"]:
@@ -192,7 +193,9 @@ def _print_status(data: dict[str, Any]) -> None:
     if log is not None and log["error"]:
         print(f"audit     cannot be written ({log['on_failure']}): {log['error']}")
     for kept in data["kept"]:
-        print(f"kept      {kept['revision']} {_time(kept['time'])} {', '.join(kept['policies'])}")
+        print(
+            f"kept      {kept['revision']} {local_time(kept['time'])} {', '.join(kept['policies'])}"
+        )
 
 
 def _print_bundle(bundle: dict[str, Any] | None) -> None:
@@ -203,10 +206,11 @@ def _print_bundle(bundle: dict[str, Any] | None) -> None:
     if bundle["digest"]:
         print(f"bundle    {bundle['digest']} ({by}{checked})")
     if bundle["text"]:
-        since = f" since {_time(bundle['last_good'])}" if bundle["last_good"] else ""
+        since = f" since {local_time(bundle['last_good'])}" if bundle["last_good"] else ""
         stale = "STALE, " if bundle["stale"] else ""
         print(f"          {stale}not fetched{since}: {bundle['text']}")
 
 
-def _time(seconds: float) -> str:
+def local_time(seconds: float) -> str:
+    """A time of records, as people here read it."""
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scope_runtime.alerts.options import AlertError, AlertOptions, alert_options
 from scope_runtime.audit.options import DAY_S, AuditOptions, OnFailure
 from scope_runtime.bundle.places import is_server
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, ScopeError
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.types import BundleOptions, Options
 from scope_runtime.policy.schema import schema, schema_findings
-from scope_runtime.policy.yaml12 import MAX_FILE_BYTES, Document, KeyPath, Mark, decode, parse
+from scope_runtime.policy.yaml12 import (
+    MAX_FILE_BYTES,
+    Document,
+    KeyPath,
+    Mark,
+    decode,
+    key_text,
+    parse,
+)
 from scope_runtime.telemetry.options import TelemetryOptions
 
 SCHEMA_PATH = Path(__file__).with_name("runtime.schema.json")
@@ -50,6 +59,7 @@ class RuntimeConfig:
     audit: AuditOptions | None
     metrics: Address | None
     telemetry: TelemetryOptions | None
+    alerts: AlertOptions
     options: Options
     drift: DriftConfig | None
     tree: Any
@@ -165,6 +175,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         metrics=Address.parse(spec["metrics"]["listen"]) if "metrics" in spec else None,
         telemetry=_telemetry(spec.get("opentelemetry"), beside),
         audit=_audit(spec.get("audit"), beside),
+        alerts=_alerts(file, document),
         options=Options(
             poll_s=float(policy.get("poll_s", standard.poll_s)),
             debounce_ms=float(policy.get("debounce_ms", standard.debounce_ms)),
@@ -250,6 +261,17 @@ def _telemetry(
         service=raw.get("service", "scope-runtime"),
         interval_s=float(raw.get("interval_s", 60.0)),
     )
+
+
+def _alerts(file: Path, document: Document) -> AlertOptions:
+    try:
+        return alert_options(document.tree["spec"].get("alerts", {}), file.parent)
+    except AlertError as error:
+        path = tuple(int(part) if part.isdigit() else part for part in (error.key or "").split("."))
+        mark = document.marks.get(path)
+        error.location = mark.value if mark else Location(str(file))
+        error.key = key_text(path)
+        raise PolicyErrors((error,)) from None
 
 
 def _at(tree: Any, key: str) -> Any:

@@ -1,7 +1,8 @@
 """The control channel: HTTP over a Unix socket that only its owner can open.
 
     GET  /health /ready /metrics                         for probes and Prometheus
-    GET  /-/policies /-/plan /-/events                   what is in force, what a reload would change, what happened
+    GET  /-/policies /-/plan /-/events /-/alerts         what is in force, what a reload would change, what happened,
+                                                         what fires now
     POST /-/reload /-/off /-/on /-/rollback              the four things that operators do
     POST /-/redact                                       erase prompts and outputs beside the audit log
 
@@ -62,6 +63,14 @@ def control_app(lifecycle: Lifecycle, follower: Follower, registry: CollectorReg
     @app.get("/-/events")
     def events(last: int = 100) -> list[dict[str, Any]]:
         return [event.record() for event in lifecycle.events()[-max(last, 1) :]]
+
+    @app.get("/-/alerts")
+    def alerts() -> dict[str, Any]:
+        if lifecycle.alerts is None:
+            raise UsageError(
+                "this process keeps no alerts", expected="a section spec.alerts in its scope.yaml"
+            )
+        return lifecycle.alerts()
 
     @app.post("/-/reload")
     def reload(request: Request, why: Why = None, if_match: IfMatch = None) -> dict[str, Any]:

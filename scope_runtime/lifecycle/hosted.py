@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -109,11 +110,18 @@ class Hosted:
             raise UsageError("metrics are not served over TCP", hint="Set spec.metrics.listen")
         return self._metrics_address
 
-    def configured_by(self, config: RuntimeConfig) -> None:
-        """Reads the configuration again at each reload: what a reload can take up is taken up, the rest is told."""
+    def configured_by(
+        self, config: RuntimeConfig, take_up: Callable[[RuntimeConfig], None] = lambda new: None
+    ) -> None:
+        """Reads the configuration again at each reload: what a reload can take up is taken up, the rest is told.
+
+        Args:
+            take_up: called with it first, for what lies elsewhere; what it raises refuses the reload.
+        """
 
         def read_again() -> str | None:
             new = load_config(config.file)
+            take_up(new)
             self.lifecycle.options = replace(
                 self.lifecycle.options,
                 poll_s=new.options.poll_s,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from scope_runtime.audit import AuditLog
 from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErrors, ScopeError
@@ -82,6 +83,7 @@ class Lifecycle:
         self._named: tuple[str, ...] = ()
         self.counts = Counts()
         self.before_reload: Callable[[], str | None] = lambda: None
+        self.alerts: Callable[[], dict[str, Any]] | None = None
         self.last: LastReload | None = None
 
     # -- what is
