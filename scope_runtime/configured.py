@@ -14,7 +14,7 @@ from scope_runtime.errors import UsageError
 from scope_runtime.events import Sink
 from scope_runtime.lifecycle.config import RuntimeConfig
 from scope_runtime.lifecycle.listen import tcp_socket
-from scope_runtime.metrics.collect import drift_reader
+from scope_runtime.metrics.collect import alerts_reader, drift_reader
 from scope_runtime.runtime import Runtime
 from scope_runtime.telemetry import open_telemetry
 
@@ -53,6 +53,7 @@ def configured(config: RuntimeConfig) -> Runtime:
         undo.callback(runtime.close)
         alerts.bind(runtime.write)
         runtime.hosted.lifecycle.alerts = alerts.status
+        runtime.hosted.metrics.read(alerts_reader(alerts))
         runtime.hosted.configured_by(config, lambda new: alerts.configure(new.alerts))
         if drift is not None:
             runtime.hosted.metrics.read(drift_reader(drift))

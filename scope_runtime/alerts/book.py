@@ -304,6 +304,13 @@ class AlertBook:
                 for name, box in self._outboxes.items()
             }
 
+    def states(self) -> dict[str, int]:
+        """How many alerts are pending and how many firing."""
+        with self.changed:
+            self._states.advance(self._clock())
+            found = [alert.state for alert in self._states]
+        return {str(state): found.count(state) for state in (State.PENDING, State.FIRING)}
+
     def status(self) -> dict[str, Any]:
         """What fires now, since when, and what is not delivered yet; nothing in it is secret."""
         counts = self.counts()

@@ -126,3 +126,7 @@ class AlertManager:
     def counts(self) -> dict[str, ReceiverCounts]:
         """What became of notifications, by receiver: for metrics."""
         return self.book.counts()
+
+    def states(self) -> dict[str, int]:
+        """How many alerts are pending and how many firing."""
+        return self.book.states()

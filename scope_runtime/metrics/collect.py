@@ -12,6 +12,7 @@ from scope_runtime.metrics import families as f
 from scope_runtime.metrics.families import Family
 
 if TYPE_CHECKING:
+    from scope_runtime.alerts.manager import AlertManager
     from scope_runtime.audit.log import AuditLog
     from scope_runtime.drift import DriftSink
     from scope_runtime.lifecycle.manager import Lifecycle
@@ -138,5 +139,26 @@ def drift_reader(sink: DriftSink) -> Reader:
         yield f.DRIFT_REQUESTS, [(name, each.n_requests) for name, each in named]
         yield _one(f.DRIFT_LOOKS, status.n_looks)
         yield _one(f.DRIFT_REFUSED, status.refused is not None)
+
+    return read
+
+
+def alerts_reader(alerts: AlertManager) -> Reader:
+    """What fires over all requests, and whether receivers are told."""
+
+    def read() -> Iterator[Reading]:
+        yield f.ALERTS, [((state,), n) for state, n in alerts.states().items()]
+        counts = sorted(alerts.counts().items())
+        yield (
+            f.NOTIFICATIONS,
+            [
+                ((name, result), getattr(each, result))
+                for name, each in counts
+                for result in ("delivered", "dead")
+            ],
+        )
+        yield f.NOTIFY_FAILED, [((name,), each.failed) for name, each in counts]
+        yield f.NOTIFY_LIMITED, [((name,), each.limited) for name, each in counts]
+        yield f.NOTIFY_WAITING, [((name,), each.waiting) for name, each in counts]
 
     return read

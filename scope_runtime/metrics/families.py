@@ -210,6 +210,41 @@ ALERT_TRANSITIONS = Family(
     "Times that an alert began to fire in a request (to=firing) or ceased to before its end (to=resolved).",
     ("policy", "rule", "severity", "to"),
 )
+ALERTS = Family(
+    _ALERTS,
+    "scope_alerts",
+    Type.GAUGE,
+    "Alerts over all requests that are pending or firing now.",
+    ("state",),
+)
+NOTIFICATIONS = Family(
+    _ALERTS,
+    "scope_alert_notifications_total",
+    Type.COUNTER,
+    "Notifications that ended: delivered, or dead letters (result=dead).",
+    ("receiver", "result"),
+)
+NOTIFY_FAILED = Family(
+    _ALERTS,
+    "scope_alert_notify_failures_total",
+    Type.COUNTER,
+    "Attempts to tell a receiver that came to nothing; most are tried again.",
+    ("receiver",),
+)
+NOTIFY_LIMITED = Family(
+    _ALERTS,
+    "scope_alert_notify_limited_total",
+    Type.COUNTER,
+    "Notifications that had to wait for the receiver's rate limit.",
+    ("receiver",),
+)
+NOTIFY_WAITING = Family(
+    _ALERTS,
+    "scope_alert_notifications_waiting",
+    Type.GAUGE,
+    "Notifications that are not delivered yet.",
+    ("receiver",),
+)
 
 REQUESTS = Family(
     _SERVING,

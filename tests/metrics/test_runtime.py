@@ -12,10 +12,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from scope_runtime import Runtime
+from scope_runtime.alerts.manager import AlertManager
+from scope_runtime.alerts.options import AlertOptions
 from scope_runtime.errors import UsageError
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.llama import library
 from scope_runtime.metrics import exposition
+from scope_runtime.metrics.collect import alerts_reader
 from scope_runtime.metrics.families import FAMILIES
 from tests.conftest import Tiny
 
@@ -34,7 +37,10 @@ def runtime(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         n_ctx=512,
         n_threads=1,
     ) as runtime:
+        alerts = AlertManager(AlertOptions())
+        runtime.hosted.metrics.read(alerts_reader(alerts))
         yield runtime
+        alerts.close()
 
 
 def values(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
