@@ -93,7 +93,7 @@ def test_commands_exist(line: str) -> None:
 def _check_scope_command(words: list[str]) -> None:
     """The sub-command exists, and so does each of its options."""
     command: Any = typer.main.get_command(app)
-    while words and hasattr(command, "list_commands"):
+    while words and not words[0].startswith("-") and hasattr(command, "list_commands"):
         found = command.get_command(None, words[0])
         assert found is not None, f"scope has no command {words[0]}"
         command, words = found, words[1:]
