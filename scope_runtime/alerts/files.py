@@ -51,7 +51,7 @@ def read_state(path: Path) -> Kept | None:
     if not path.exists():
         return None
     with open_regular(path, AlertError) as file:
-        data = read_exactly(file, 0, _MOST_STATE_BYTES)
+        data = read_exactly(file, 0, min(os.fstat(file.fileno()).st_size, _MOST_STATE_BYTES))
     try:
         tree = json.loads(data)
         if tree["version"] != STATE_VERSION:
