@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from scope_runtime import Runtime
 from scope_runtime.alerts.manager import AlertManager
-from scope_runtime.alerts.options import AlertOptions
+from scope_runtime.alerts.options import AlertOptions, Receiver
 from scope_runtime.errors import UsageError
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.llama import library
@@ -37,7 +37,7 @@ def runtime(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         n_ctx=512,
         n_threads=1,
     ) as runtime:
-        alerts = AlertManager(AlertOptions())
+        alerts = AlertManager(AlertOptions(receivers=(Receiver("desk", "http://127.0.0.1:9/"),)))
         runtime.hosted.metrics.read(alerts_reader(alerts))
         yield runtime
         alerts.close()
