@@ -13,7 +13,8 @@ from scope_runtime.llama import library
 from scope_runtime.merge import contents_of
 from scope_runtime.policy.load import parse_policy
 from scope_runtime.policy.model import Contents, Keep, Policy
-from scope_runtime.types import MAX_SEED
+from scope_runtime.select import ProgramSource
+from scope_runtime.types import MAX_SEED, ModelShape
 from tests.conftest import Tiny
 
 library.load()
@@ -116,3 +117,24 @@ def test_of_what_policies_say_the_most_private_counts(
 ) -> None:
     members = [policy(f"p{n}", audit, tmp_path) for n, audit in enumerate(said)]
     assert contents_of(members) == Contents(*kept)
+
+
+def test_only_what_policies_of_the_request_say_counts(tmp_path: Path) -> None:
+    """One that is off says nothing; one that selects other requests says nothing of this one."""
+
+    def source(*extra: str) -> ProgramSource:
+        members = [
+            parse_policy(
+                HEAD.replace("NAME", f"p{n}") + text, file=str(tmp_path / f"p{n}.yaml"), files=False
+            )
+            for n, text in enumerate(extra)
+        ]
+        return ProgramSource(members, ModelShape("qwen3", 4, 64))
+
+    keep, off = "  audit: {prompts: keep}\n", "  audit: {prompts: off}\n"
+    acme, globex = {"tenant": "acme"}, {"tenant": "globex"}
+    selected = source(keep, "  selector: {tenant: acme}\n" + off)
+    assert selected.share(acme, "r").contents == Contents(prompts=Keep.OFF)
+    assert selected.share(globex, "r").contents == Contents(prompts=Keep.KEEP)
+    assert source("  mode: off\n" + keep).share({}, "r").contents == Contents()
+    assert source("  mode: off\n" + off, keep).share({}, "r").contents == Contents(Keep.KEEP)
