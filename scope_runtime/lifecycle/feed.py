@@ -14,6 +14,7 @@ from scope_runtime.bundle.places import is_server
 from scope_runtime.bundle.source import BundleSource
 from scope_runtime.errors import BundleError, Location, ScopeError, UsageError
 from scope_runtime.files import open_regular, sha256_of
+from scope_runtime.lifecycle.follow import told_by_the_thread
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.types import BundleOptions, FeedStatus
@@ -59,7 +60,7 @@ class BundleFeed:
         with self._lock:
             status = self._status
             try:
-                bundle = self._source.fetch()
+                bundle = self._fetched()
             except ScopeError as error:
                 self._status = replace(status, error=error, failed=status.failed + 1)
                 raise
@@ -75,6 +76,16 @@ class BundleFeed:
                 error=None,
                 ok=status.ok + 1,
             )
+
+    def _fetched(self) -> Bundle | None:
+        try:
+            return self._source.fetch()
+        except OSError as reason:
+            raise BundleError(
+                "the bundle cannot be written",
+                location=Location(str(self.folder)),
+                found=reason.strerror or str(reason),
+            ) from None
 
     def wait(self, closing: threading.Event) -> None:
         """Returns when the server says so, or when it is time to ask again."""
@@ -165,4 +176,8 @@ class FeedFollower:
             with self._acting:
                 if self._closing.is_set():
                     return
-                self._lifecycle.follow()
+                try:
+                    self._lifecycle.follow()
+                except Exception:
+                    # A fault of ours must be seen, and must not end the following.
+                    told_by_the_thread()

@@ -88,9 +88,7 @@ class Follower:
                 self.trouble = error
             except Exception:
                 # A fault of ours must be seen, and must not end the following.
-                threading.excepthook(
-                    threading.ExceptHookArgs((*_caught(), threading.current_thread()))
-                )
+                told_by_the_thread()
             self.n_looks += 1
 
     def _look(self, hinted: bool) -> None:
@@ -121,6 +119,11 @@ class Follower:
             state = (lifecycle.state.folder,) if lifecycle.state else ()
             files = () if lifecycle.feed else lifecycle.source.folders(lifecycle.named)
             self._watch.follow((*files, *state))
+
+
+def told_by_the_thread() -> None:
+    """Says the exception that was just caught as a thread that ends of it would, and goes on."""
+    threading.excepthook(threading.ExceptHookArgs((*_caught(), threading.current_thread())))
 
 
 def _caught() -> tuple[type[BaseException], BaseException | None, TracebackType | None]:

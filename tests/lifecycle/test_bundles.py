@@ -212,6 +212,25 @@ def test_what_is_not_to_be_trusted_leaves_the_last_good_bundle(
         assert "fetch-resumed" in [what for what, _ in target.recorded]
 
 
+def test_a_full_disk_leaves_the_last_good_bundle(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = fleet.publish("0.5")
+    with fleet.following() as (lifecycle, target):
+        fleet.publish("0.25")
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("scope_runtime.bundle.source.BundleSource.fetch", full)
+            assert not lifecycle.follow()
+        assert lifecycle.feed is not None
+        assert "cannot be written; found No space left" in str(lifecycle.feed.status().error)
+        assert target.runs() == good
+        assert lifecycle.follow()
+
+
 def test_a_trusted_bundle_goes_through_the_reload_that_files_go_through(fleet: Fleet) -> None:
     """Behaviours 10 and 17: checked, held against the model and the generations, or not taken up at all."""
     fleet.publish("0.5", generation=4)
