@@ -26,6 +26,8 @@ Reader = Callable[[], Iterable[Reading]]
 class Readers:
     """A collector of what others count: each reader is called at every scrape, on the scraper's thread.
 
+    Where several know of one series, their values are added.
+
     Args:
         registry: where it is registered until it is closed.
     """
@@ -46,14 +48,16 @@ class Readers:
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
-            readings = [reading for reader in self._readers for reading in reader()]
-        for family, samples in readings:
+            read: dict[Family, dict[tuple[str, ...], float]] = {}
+            for family, samples in (reading for reader in self._readers for reading in reader()):
+                known = read.setdefault(family, {})
+                for labels, value in samples:
+                    known[labels] = known.get(labels, 0.0) + value
+        for family, values in read.items():
             # A metric is called without what its samples end in.
             metric = Metric(family.name.removesuffix("_total"), family.help, str(family.type))
-            for labels, value in samples:
-                metric.add_sample(
-                    family.name, dict(zip(family.labels, labels, strict=True)), float(value)
-                )
+            for labels, value in values.items():
+                metric.add_sample(family.name, dict(zip(family.labels, labels, strict=True)), value)
             yield metric
 
     def close(self) -> None:
@@ -89,6 +93,15 @@ def engine_reader(engine: Engine) -> Reader:
             f.POLICY_INFO,
             [((name, revision), 1.0) for name, revision in sorted(engine.source.revisions.items())],
         )
+
+    return read
+
+
+def queue_reader(n_waiting: Callable[[], int]) -> Reader:
+    """Requests that wait before they reach the engine."""
+
+    def read() -> Iterator[Reading]:
+        yield _one(f.DEFERRED, n_waiting())
 
     return read
 

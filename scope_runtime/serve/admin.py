@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from scope_runtime.lifecycle.control import control_app
 from scope_runtime.lifecycle.hosted import Hosted
 from scope_runtime.lifecycle.types import Cause
+from scope_runtime.metrics.collect import queue_reader
 from scope_runtime.serve.errors import ApiError, JsonResponse
 from scope_runtime.serve.gate import Gate
 from scope_runtime.serve.gateway import ANYBODY, Gateway
@@ -51,6 +52,10 @@ class Control:
         """The control channel's routes."""
         hosted = self.hosted
         return control_app(hosted.lifecycle, hosted.follower, hosted.metrics.registry)
+
+    def count(self, gateway: Gateway) -> None:
+        """Has the metrics tell of the requests that wait in the gateway."""
+        self.hosted.metrics.read(queue_reader(lambda: gateway.n_waiting))
 
     def handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """SIGHUP reloads, SIGUSR1 switches off, SIGUSR2 on."""

@@ -36,7 +36,8 @@ class FairQueue:
 
     @property
     def n_waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        # A list of them first: who scrapes the metrics asks from another thread.
+        return sum(map(len, list(self._waiting.values())))
 
     @property
     def n_running(self) -> int:

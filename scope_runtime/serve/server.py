@@ -145,6 +145,7 @@ class _Process:
             self._control = opened.control
             if opened.control is not None:
                 opened.control.handle_signals(loop)
+                opened.control.count(self._gateway)
             self._gateway.serve(opened.engine)
             if admin is not None:
                 self._ready(f"admin: {_place(admin)}")

@@ -17,9 +17,9 @@ from scope_runtime.alerts.options import AlertOptions, Receiver
 from scope_runtime.errors import UsageError
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.llama import library
-from scope_runtime.metrics import exposition
-from scope_runtime.metrics.collect import alerts_reader
-from scope_runtime.metrics.families import FAMILIES
+from scope_runtime.metrics import Metrics, exposition
+from scope_runtime.metrics.collect import alerts_reader, queue_reader
+from scope_runtime.metrics.families import FAMILIES, Family
 from tests.conftest import Tiny
 
 library.load()
@@ -55,6 +55,11 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return registry.get_sample_value(name, labels) or 0.0
 
 
+def always_told(family: Family) -> bool:
+    """Drift is told where there is a baseline (tests/drift), bundles where they are followed (tests/lifecycle)."""
+    return family.group != "Drift" and not family.name.startswith("scope_bundle_")
+
+
 def test_every_metric_of_the_table_is_there_and_no_other(runtime: Runtime) -> None:
     """Names, types and words as a scraper reads them; labels wherever there is a sample."""
     runtime.generate(PROMPT, max_tokens=2)
@@ -66,9 +71,7 @@ def test_every_metric_of_the_table_is_there_and_no_other(runtime: Runtime) -> No
         told[name] = (metric.type, metric.documentation)
         for sample in metric.samples:
             assert set(sample.labels) - {"le"} == set(table[name].labels), name
-    # Those about drift are told where there is a baseline: tests/drift/test_configured.py.
-    watched = [family for family in FAMILIES if family.group != "Drift"]
-    assert told == {f.name: (str(f.type), f.help) for f in watched}
+    assert told == {f.name: (str(f.type), f.help) for f in FAMILIES if always_told(f)}
 
 
 def test_rules_are_counted_as_their_answers_report_them(runtime: Runtime) -> None:
@@ -200,3 +203,13 @@ def test_a_rules_counters_are_there_before_it_acts(tiny: Tiny) -> None:
             values(runtime.metrics)["scope_alert_transitions_total", (*watch, ("to", "firing"))]
             == 1
         )
+
+
+def test_what_several_readers_know_of_is_added() -> None:
+    """Requests wait in a server's queue and for their turn at the engine; each of them once."""
+    metrics = Metrics()
+    metrics.read(queue_reader(lambda: 3))
+    metrics.read(queue_reader(lambda: 2))
+    assert value(metrics.registry, "scope_requests_deferred") == 5
+    text, _ = exposition(metrics.registry, None)
+    assert text.decode().count("# TYPE scope_requests_deferred gauge") == 1

@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +16,8 @@ import pytest
 from scope_runtime.cli.main import main
 from scope_runtime.errors import HookError
 from scope_runtime.llama.answer import Piece
+from scope_runtime.metrics import Metrics
+from scope_runtime.serve.admin import Control
 from scope_runtime.serve.app import public_app
 from scope_runtime.serve.ask import Ask, Began, Done, Item
 from scope_runtime.serve.gateway import Gateway
@@ -260,3 +263,25 @@ def test_a_unix_socket_is_an_admin_listener_without_keys(site: Path) -> None:
             model = client.get("/v1/models").json()["data"][0]["id"]
         assert model == "model"
     assert not (site / "adm.sock").exists()
+
+
+def test_whoever_waits_in_the_gateway_is_in_the_metrics() -> None:
+    metrics = Metrics()
+
+    async def test(gateway: Gateway, engine: FakeEngine, client: httpx.AsyncClient) -> None:
+        Control(SimpleNamespace(metrics=metrics)).count(gateway)  # type: ignore[arg-type]
+        gateway.serve(engine)
+        assert metrics.registry.get_sample_value("scope_requests_deferred") == 0
+        asked = [
+            asyncio.ensure_future(client.post("/v1/completions", json=ASKED))
+            for _ in range(engine.slots + 2)
+        ]
+        while gateway.n_waiting < 2:
+            await asyncio.sleep(0)
+        assert metrics.registry.get_sample_value("scope_requests_deferred") == 2
+        engine.go.set()
+        for each in asked:
+            assert (await each).status_code == 200
+        assert metrics.registry.get_sample_value("scope_requests_deferred") == 0
+
+    with_gateway(test)
