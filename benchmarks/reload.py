@@ -142,12 +142,12 @@ def block(
             over.set()
         answer, times = one_answer(runtime)
         took += np.diff(times).tolist()
-        revisions = by_token(answer, len(times))
+        revisions = by_token(runtime, answer, len(times))
         computed += zip(times, revisions, strict=True)
         found.n_tokens += len(times)
         found.n_failed += answer.finish_reason not in ("stop", "length")
     answer, times = one_answer(runtime)
-    computed += zip(times, by_token(answer, len(times)), strict=True)
+    computed += zip(times, by_token(runtime, answer, len(times)), strict=True)
     # Only now: the last reload may have been noticed after the token that it reached.
     found.n_wrong += sum(revision not in known for _, revision in computed)
     for renamed, revision in made:
@@ -172,14 +172,19 @@ def one_answer(runtime: Runtime) -> tuple[Generation, list[float]]:
     return answer, times
 
 
-def by_token(answer: Generation, n: int) -> list[str]:
-    """The revision that each of the answer's first ``n`` columns was computed under."""
+def by_token(runtime: Runtime, answer: Generation, n: int) -> list[str]:
+    """The revision that each of the answer's first ``n`` columns was computed under, as the request's record says."""
+    record = next(
+        event.record()
+        for event in reversed(runtime.events())
+        if event.what == "summary" and event.request_id == answer.request_id
+    )
+    spans = [(each["from_position"], each["revision"]) for each in record["revisions"]]
     first = answer.n_prompt - 1
-    out = []
-    for position in range(first, first + n):
-        holding = [s.revision for s in answer.revisions if s.from_position <= position]
-        out.append(holding[-1])
-    return out
+    return [
+        [revision for start, revision in spans if start <= position][-1]
+        for position in range(first, first + n)
+    ]
 
 
 def summary(found: Measured) -> dict[str, Any]:
