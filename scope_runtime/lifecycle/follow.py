@@ -61,8 +61,16 @@ class Follower:
 
     # -- asked for by a signal: what a handler does must be short, so the thread does it
 
-    def ask_reload(self, cause: Cause) -> None:
-        self._ask(lambda: self._lifecycle.reload(cause))
+    def ask_reload(self, cause: Cause, then: Callable[[], object] = lambda: None) -> None:
+        """``then`` is called on the thread when the reload is over, whatever came of it."""
+
+        def reload() -> None:
+            try:
+                self._lifecycle.reload(cause)
+            finally:
+                then()
+
+        self._ask(reload)
 
     def ask_off(self, cause: Cause) -> None:
         self._ask(lambda: self._lifecycle.off(cause))

@@ -17,6 +17,7 @@ from scope_runtime.serve.errors import ApiError, JsonResponse
 from scope_runtime.serve.gate import Gate
 from scope_runtime.serve.gateway import ANYBODY, Gateway
 from scope_runtime.serve.keys import Holder, KeyRing
+from scope_runtime.serve.notify import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ class Control:
         log = self.hosted.lifecycle.audit
         return None if log is None or log.status.serving else "the audit log cannot be written"
 
+    def told(self) -> str:
+        """How the latest reload ended, in a line."""
+        lifecycle = self.hosted.lifecycle
+        last = lifecycle.last
+        if last is None or last.error is None:
+            return f"in force: {lifecycle.revision}"
+        return f"the latest reload was refused: {last.error}"
+
     def app(self) -> ASGIApp:
         """The control channel's routes."""
         hosted = self.hosted
@@ -57,11 +66,20 @@ class Control:
         """Has the metrics tell of the requests that wait in the gateway."""
         self.hosted.metrics.read(queue_reader(lambda: gateway.n_waiting))
 
-    def handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        """SIGHUP reloads, SIGUSR1 switches off, SIGUSR2 on."""
+    def handle_signals(self, loop: asyncio.AbstractEventLoop, supervisor: Supervisor) -> None:
+        """SIGHUP reloads, SIGUSR1 switches off, SIGUSR2 on.
+
+        Args:
+            supervisor: told that a reload begins, and what came of it.
+        """
         follower = self.hosted.follower
+
+        def reload(cause: Cause) -> None:
+            supervisor.reloading()
+            follower.ask_reload(cause, lambda: supervisor.ready(self.told()))
+
         for number, ask in (
-            (signal.SIGHUP, follower.ask_reload),
+            (signal.SIGHUP, reload),
             (signal.SIGUSR1, follower.ask_off),
             (signal.SIGUSR2, follower.ask_on),
         ):

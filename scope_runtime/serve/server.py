@@ -25,6 +25,7 @@ from scope_runtime.serve.app import public_app
 from scope_runtime.serve.ask import Engine
 from scope_runtime.serve.gateway import Gateway, Phase
 from scope_runtime.serve.keys import KeyRing
+from scope_runtime.serve.notify import Supervisor
 from scope_runtime.serve.options import ServeOptions
 from scope_runtime.serve.protocol import bounded
 
@@ -65,6 +66,7 @@ def serve(
         ScopeError: it cannot start.
     """
     options.check()
+    supervisor = Supervisor.of()
     keys = KeyRing(options.keys)
     options.check_admin(keys.has_admin)
     with contextlib.ExitStack() as sockets:
@@ -75,7 +77,8 @@ def serve(
             sockets.callback(options.admin.unlink, missing_ok=True)
         elif options.admin is not None:
             admin = sockets.enter_context(tcp_socket(options.admin))
-        asyncio.run(_Process(options, model, keys, opener, ready).run(public, admin))
+        process = _Process(options, model, keys, opener, ready, supervisor)
+        asyncio.run(process.run(public, admin))
 
 
 class _Process:
@@ -86,11 +89,13 @@ class _Process:
         keys: KeyRing,
         opener: Callable[[KeyRing], Opened],
         ready: Callable[[str], None],
+        supervisor: Supervisor,
     ) -> None:
         self._options = options
         self._keys = keys
         self._opener = opener
         self._ready = ready
+        self._supervisor = supervisor
         self._control: Control | None = None
         self._gateway = Gateway(options, model, keys, self._stale, self._unrecorded)
         self._asked_to_end = asyncio.Event()
@@ -144,13 +149,15 @@ class _Process:
         try:
             self._control = opened.control
             if opened.control is not None:
-                opened.control.handle_signals(loop)
+                opened.control.handle_signals(loop, self._supervisor)
                 opened.control.count(self._gateway)
             self._gateway.serve(opened.engine)
             if admin is not None:
                 self._ready(f"admin: {_place(admin)}")
             self._ready(f"ready: {_place(public)}/v1")
+            self._supervisor.ready(f"answering at {_place(public)}/v1")
             await self._asked_to_end.wait()
+            self._supervisor.stopping("running answers may end")
             await self._drain()
         finally:
             await opened.engine.close()
