@@ -47,6 +47,7 @@ def configured(config: RuntimeConfig) -> Runtime:
             audit=config.audit,
             sinks=_sinks(drift, telemetry, alerts),
             n_ctx=config.n_ctx,
+            n_parallel=config.n_parallel,
             n_threads=config.n_threads,
             n_gpu_layers=config.n_gpu_layers,
         )

@@ -19,6 +19,7 @@ from scope_runtime.llama.chat import Message
 from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.llama.context import ContextOptions
 from scope_runtime.llama.engine import Began, Engine, Generation
+from scope_runtime.llama.parallel import Parallel
 from scope_runtime.llama.probe import Proof
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.metrics import Metrics
@@ -92,7 +93,9 @@ class Runtime:
             only (``events()``).
         metrics: registry to put metrics into (docs/observability.md), one runtime to each; one of its own by default.
         sinks: where else events go, in this order, after memory and log; closed with the runtime.
-        n_ctx: tokens of context.
+        n_ctx: tokens of context, for each request.
+        n_parallel: requests that are computed side by side, each under its own program; more wait. Each has memory for
+            ``n_ctx`` tokens. Above 1, ``stream``s are computed ahead of who reads them.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
             control vector, which is free there but is not measured.
         n_threads: CPU threads; None leaves it to llama.cpp.
@@ -118,6 +121,7 @@ class Runtime:
         n_ctx: int = 4096,
         n_batch: int = 512,
         n_ubatch: int = 512,
+        n_parallel: int = 1,
         n_gpu_layers: int = 0,
         n_threads: int | None = None,
         use_extra_bufts: bool | None = None,
@@ -139,17 +143,22 @@ class Runtime:
             n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
+            n_seq_max=n_parallel,
             n_gpu_layers=n_gpu_layers,
             n_threads=n_threads,
             use_extra_bufts=use_extra_bufts,
         )
         self._n_gpu_layers = n_gpu_layers
+        self.n_parallel = n_parallel
         follows = bool(watch) or state is not None or control is not None
         try:
             if isinstance(policy, (str, Path)) and not follows:
                 self._check_first(Path(model), policy)
             self.model_digest = f"sha256:{model_digest(Path(model))}"
-            self._engine = Engine(model, options, self, self.model_digest, progress=progress)
+            engine = Parallel if n_parallel > 1 else Engine
+            self._engine: Engine = engine(
+                model, options, self, self.model_digest, progress=progress
+            )
         except BaseException:
             self._metrics.close()
             self._close_sinks()
@@ -331,7 +340,8 @@ class Runtime:
     @property
     def control_vector_layers(self) -> frozenset[int]:
         """Blocks on a GPU: llama.cpp offloads the last ``n_gpu_layers``, -1 is all; none where there is no GPU."""
-        if not self._engine.context.llama.api.llama_supports_gpu_offload():
+        # One vector is for all sequences, and theirs differ.
+        if self.n_parallel > 1 or not self._engine.context.llama.api.llama_supports_gpu_offload():
             return frozenset()
         layers = self.shape.n_layer
         n = layers if self._n_gpu_layers < 0 else min(self._n_gpu_layers, layers)

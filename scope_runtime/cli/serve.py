@@ -75,8 +75,12 @@ def serve(
     n_gpu_layers: GpuLayersOption = 0,
     threads: ThreadsOption = None,
     ctx: Annotated[
-        int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Tokens of context.")
+        int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Tokens of context, per answer.")
     ] = 4096,
+    parallel: Annotated[
+        int,
+        typer.Option("--parallel", metavar="N", min=1, max=256, help="Answers side by side."),
+    ] = 1,
 ) -> None:
     """Serve OpenAI's API; every answer is under the policies that select it.
 
@@ -137,6 +141,7 @@ def serve(
             control=control,
             audit=audit,
             n_ctx=ctx,
+            n_parallel=parallel,
             n_gpu_layers=n_gpu_layers,
             n_threads=threads,
         )

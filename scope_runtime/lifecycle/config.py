@@ -50,6 +50,7 @@ class RuntimeConfig:
     file: Path
     model: Path
     n_ctx: int
+    n_parallel: int
     n_threads: int | None
     n_gpu_layers: int
     policy: Path | BundleOptions
@@ -164,6 +165,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         file=file,
         model=file.parent / model["path"],
         n_ctx=model.get("ctx", 4096),
+        n_parallel=model.get("parallel", 1),
         n_threads=model.get("threads"),
         n_gpu_layers=model.get("gpu_layers", 0),
         policy=_bundles(file, policy["bundle"])

@@ -210,12 +210,7 @@ class Context:
                         found=library.last_log_lines() or None,
                         hint="The context is full" if code == 1 else None,
                     )
-                if hook.stats.n_unmatched != unmatched:
-                    raise HookError(
-                        "the residuals' rows matched neither the tokens nor the wanted outputs, "
-                        "so nothing was steered there",
-                        hint="Run `scope doctor` on this model",
-                    )
+                self._check_matched(unmatched)
                 out += [self._logits(i) for i, want in enumerate(wanted) if want]
         return np.stack(out) if all_logits else out[-1]
 
@@ -233,13 +228,28 @@ class Context:
             self._fill(tokens, positions, sequences, output)
             if not self.live_hook.attached & ATTACH_COLUMNS:
                 self.live_hook.columns(tokens, positions, sequences, output)
+            unmatched = self.live_hook.stats.n_unmatched
             code = self._api.llama_decode(self._ctx, self._batch)
             self.live_hook.end_ubatch()
             if code != 0:
                 raise HookError(
                     f"llama_decode failed with code {code}", found=library.last_log_lines() or None
                 )
+            self._check_matched(unmatched)
             return [self._logits(i) for i, want in enumerate(output) if want]
+
+    def _check_matched(self, before: int) -> None:
+        if self.live_hook.stats.n_unmatched != before:
+            raise HookError(
+                "the residuals' rows matched neither the tokens nor the wanted outputs, "
+                "so nothing was steered there",
+                hint="Run `scope doctor` on this model",
+            )
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens of one decode call."""
+        return self._n_batch
 
     def _fill(
         self,

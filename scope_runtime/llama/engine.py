@@ -160,15 +160,7 @@ class Engine:
             UsageError: an empty prompt, or one that leaves no room in the context, or no tokens of this model. When
                 it begins: this thread left a stream open; a grammar that cannot be read, or that no token follows.
         """
-        if not prompt:
-            raise UsageError("the prompt has no tokens")
-        if len(prompt) >= self.context.n_ctx:
-            raise UsageError(
-                "the prompt does not fit into the context",
-                found=f"{len(prompt)} tokens",
-                expected=f"fewer than {self.context.n_ctx}",
-            )
-        self._check_tokens(prompt)
+        self._check_prompt(prompt)
         me: list[weakref.ref[Generator[str | Generation]]] = []
         stream = self._stream(me, list(prompt), sampling, labels, request_id, cancelled, began)
         me.append(weakref.ref(stream))
@@ -194,6 +186,17 @@ class Engine:
             timing.begin()
             self._open_stream = me[0]
             yield from self._run(running, prompt, sampling, sampler, cancelled, began)
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise UsageError("the prompt has no tokens")
+        if len(prompt) >= self.context.n_ctx:
+            raise UsageError(
+                "the prompt does not fit into the context",
+                found=f"{len(prompt)} tokens",
+                expected=f"fewer than {self.context.n_ctx}",
+            )
+        self._check_tokens(prompt)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         for token in tokens:

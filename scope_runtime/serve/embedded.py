@@ -23,10 +23,10 @@ from scope_runtime.serve.ask import Ask, Began, Done, Item
 class Embedded:
     """A Runtime that answers for the gateway; it is closed with it."""
 
-    slots = 1
     takes: frozenset[str] = frozenset()
 
     def __init__(self, runtime: Runtime) -> None:
+        self.slots = runtime.n_parallel
         self._runtime = runtime
         self._controls = control_pattern(runtime.control_texts())
         self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="scope-answer")

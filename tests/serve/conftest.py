@@ -36,7 +36,7 @@ CONFIG = """\
 apiVersion: scope/v1
 kind: Runtime
 spec:
-  model: {path: model.gguf, ctx: 512, threads: 1}
+  model: {path: model.gguf, ctx: 512, threads: 1, parallel: 2}
   policy: {path: policies}
   audit: {path: audit/events.jsonl}
   serve:

@@ -254,7 +254,7 @@ def test_what_is_too_large_is_not_read(server: Server) -> None:
 LIMITED = CONFIG.replace(
     "labels: [team]",
     "labels: [team]\n    receive_s: 0.3\n    max_queue: 1\n    drain_s: 0.1\n    deadline_s: 2",
-).replace("ctx: 512", "ctx: 16384")
+).replace("ctx: 512, threads: 1, parallel: 2", "ctx: 16384, threads: 1")
 LONG = {"prompt": "the sea is", "max_tokens": 16000, "logit_bias": {"0": -100, "2": -100}}
 
 

@@ -1,0 +1,131 @@
+"""Each sequence under the program of its own request: where programs come from, and how all of them are replaced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from scope_runtime.events import RequestContext
+from scope_runtime.llama.context import Context
+from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource
+
+
+class Assigned:
+    """Programs held by the hook, and which sequence runs under which; they change together, between two ubatches.
+
+    Attributes:
+        source: what requests get their programs from.
+        programs: serial to program, every one that an event or a span may still name.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.programs: dict[int, Program] = {}
+        self.source = ProgramSource(None, context.shape)
+        self._held: dict[
+            tuple[str, str], int
+        ] = {}  # what a program does, and its revision: its serial
+        self._requests: dict[int, RequestContext] = {}
+        self._serials: dict[int, int] = {}  # of every sequence with a request
+        self._since_use = 0  # the assignment by which the source was taken up
+
+    @property
+    def active(self) -> Program:
+        """All rules of the source; each request has its part."""
+        return self.source.program
+
+    def program_of(self, sequence: int) -> Program:
+        """What the next token of a sequence with a request is computed under."""
+        return self.programs[self._serials[sequence]]
+
+    def use(self, source: ProgramSource, *, now: bool) -> float:
+        """Serves requests from ``source`` from here on; with ``now`` those under way too, from their next token.
+
+        All or nothing: HookError leaves the old source in force for everybody.
+
+        Returns:
+            How long the swap itself took, in milliseconds: what a token may have waited for.
+        """
+        # Compiled and checked before tokens wait; what happens then is a pointer.
+        self._hold(source.program)
+        with self._context.lock:
+            under_way = dict(self._requests)
+        wanted = {n: source.for_request(*request) for n, request in under_way.items()}
+        for program in wanted.values():
+            self._hold(program)
+        with self._context.lock:
+            began = time.perf_counter()
+            before = dict(self._serials)
+            if now:
+                for sequence, request in self._requests.items():
+                    program = wanted.get(sequence) or source.for_request(*request)
+                    self._serials[sequence] = self._hold(program)
+            try:
+                self._since_use = self._context.live_hook.assign(self._serials)
+            except BaseException:
+                self._serials = before
+                raise
+            self.source = source
+            took_ms = (time.perf_counter() - began) * 1e3
+            self._release_old()
+            if not self._requests:
+                # No event can come, and KV of an unknown program is not used again.
+                for serial in set(self.programs) - set(self._held.values()):
+                    del self.programs[serial]
+            return took_ms
+
+    def begin(self, sequence: int, request: RequestContext) -> Program:
+        """Puts a sequence under its request's program."""
+        with self._context.lock:
+            program = self.source.for_request(*request)
+            self._serials[sequence] = self._hold(program)
+            self._requests[sequence] = request
+            self._context.live_hook.assign(self._serials)
+            return program
+
+    def end(self, sequence: int, named: Iterable[int]) -> None:
+        """The sequence's request is over; lets go of programs of old sources that no sequence and no span names.
+
+        Args:
+            named: serials in the spans of every sequence.
+        """
+        with self._context.lock:
+            self._requests.pop(sequence, None)
+            self._serials.pop(sequence, None)
+            self._context.live_hook.assign(self._serials)
+            self._release_old()
+            kept = {*self._serials.values(), *named, *self._held.values()}
+            for serial in set(self.programs) - kept:
+                del self.programs[serial]
+
+    def _release_old(self) -> None:
+        """Lets go of programs of old sources that nothing runs under; what they are called stays known."""
+        running = set(self._serials.values())
+        for key, serial in list(self._held.items()):
+            if serial not in running and self.programs[serial].revision != self.source.revision:
+                self._context.live_hook.release(serial)
+                del self._held[key]
+
+    def _hold(self, program: Program) -> int:
+        key = (program.digest, program.revision)
+        with self._context.lock:
+            serial = self._held.get(key)
+            if serial is None:
+                serial = self._context.live_hook.hold(program.blob)
+                self._held[key] = serial
+                self.programs[serial] = program
+            return serial
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether a token was computed since the source was taken up."""
+        return self._context.live_hook.assignment >= self._since_use > 0
+
+    def computed_as(self, program: Program, serial: int) -> bool:
+        """Whether KV that was computed under this serial may be used under a program: same effect, same revision."""
+        known = self.programs.get(serial)
+        return known is not None and (known.digest, known.revision) == (
+            program.digest,
+            program.revision,
+        )

@@ -1,0 +1,219 @@
+"""Requests side by side in one context: each as if it were alone, under its own program, on record by itself."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scope_runtime import Runtime
+from scope_runtime.errors import HookError, UsageError
+from scope_runtime.llama.engine import Generation
+from tests.conftest import Tiny
+
+PROMPT = [5, 17, 33, 80, 41, 60, 77]
+BOUND = 2e-3  # of a log probability: what other columns in the batch change in the last bits of a product
+
+
+def opened(tiny: Tiny, policy: Path | None, n_parallel: int = 3) -> Runtime:
+    return Runtime(tiny.model, policy, n_ctx=256, n_threads=1, n_parallel=n_parallel)
+
+
+@pytest.fixture(scope="module")
+def tenants(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy for tenant a, another for b, none for others."""
+    folder = tmp_path_factory.mktemp("tenants")
+    for name in ("pack.gguf", "vector.gguf"):
+        shutil.copy(tiny.policy.with_name(name), folder)
+    text = tiny.policy.read_text(encoding="utf-8")
+    for tenant, alpha in (("a", "0.5"), ("b", "0.2")):
+        made = text.replace("{name: tiny}", f"{{name: of-{tenant}}}").replace(
+            "spec:\n", f"spec:\n  selector: {{tenant: {tenant}}}\n"
+        )
+        (folder / f"{tenant}.yaml").write_text(made.replace("alpha: 0.5", f"alpha: {alpha}"))
+    return folder
+
+
+def ask(
+    runtime: Runtime, tenant: str, prompt: Sequence[int] = PROMPT, **options: Any
+) -> Generation:
+    wanted: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "top_logprobs": 0, **options}
+    return runtime.generate(prompt, labels={"tenant": tenant}, **wanted)
+
+
+def together(count: int, work: Callable[[int], Generation]) -> list[Generation]:
+    """All at once: none begins to draw before the last is computed beside it."""
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(work, range(count)))
+
+
+def same(one: Generation, other: Generation) -> None:
+    assert one.tokens == other.tokens
+    ours, theirs = ([s.logprob for s in each.scores] for each in (one, other))
+    assert np.abs(np.subtract(ours, theirs)).max() <= BOUND
+
+
+def test_isolation_each_answers_as_if_it_were_alone(tiny: Tiny, tenants: Path) -> None:
+    prompts = {"a": PROMPT, "b": PROMPT[:4], "c": [*PROMPT, 9, 12]}
+    with opened(tiny, tenants, n_parallel=1) as runtime:
+        alone = {tenant: ask(runtime, tenant, prompt) for tenant, prompt in prompts.items()}
+    with opened(tiny, tenants) as runtime:
+        meet = threading.Barrier(3)
+
+        def work(i: int) -> Generation:
+            tenant = "abc"[i]
+            meet.wait(60)
+            return ask(runtime, tenant, prompts[tenant], request_id=tenant)
+
+        found = dict(zip("abc", together(3, work), strict=True))
+    for tenant, answer in found.items():
+        same(answer, alone[tenant])
+        assert [e.rule for e in answer.report] == [e.rule for e in alone[tenant].report]
+        assert {e.request_id for e in answer.report} == {tenant}
+        assert answer.revisions == alone[tenant].revisions
+    fired = {
+        t: [e.detail["n_fired"] for e in g.report if e.what == "rule"] for t, g in found.items()
+    }
+    assert fired["c"] == []
+    assert len({g.tokens for g in (alone["a"], alone["b"])}) == 2 or fired["a"] != fired["b"]
+
+
+def test_more_requests_than_places_are_all_answered(tiny: Tiny) -> None:
+    prompts = [[*PROMPT, i] for i in range(10)]
+    with opened(tiny, tiny.policy, n_parallel=1) as runtime:
+        alone = [ask(runtime, "a", prompt) for prompt in prompts]
+    with opened(tiny, tiny.policy) as runtime:
+        found = together(10, lambda i: ask(runtime, "a", prompts[i]))
+        assert runtime._engine.load == (0, 0)
+    for one, other in zip(found, alone, strict=True):
+        same(one, other)
+
+
+def test_a_reload_reaches_every_running_answer_between_two_tokens(tiny: Tiny) -> None:
+    other = tiny.policy.with_name("swapped.yaml")
+    other.write_text(tiny.policy.read_text().replace("alpha: 0.5", "alpha: 0.1"))
+    with opened(tiny, tiny.policy) as runtime:
+        old = runtime.program.revision
+        begun = threading.Barrier(2)
+        swapped: list[str] = []
+
+        def began(program: object, revisions: object) -> None:
+            # On the computing thread, in the batch that ended the second prompt.
+            if runtime._engine.load[0] == 2 and not swapped:
+                swapped.append(runtime.set_policy(other).revision)
+
+        def work(i: int) -> Generation:
+            begun.wait(60)
+            return ask(runtime, "a", [*PROMPT, i], began=began, max_tokens=200)
+
+        answers = together(2, work)
+    (new,) = swapped
+    for answer in answers:
+        assert [span.revision for span in answer.revisions] == [old, new]
+        assert answer.revisions[1].from_position >= len(PROMPT) + 1
+        rules = [e for e in answer.report if e.what == "rule" and e.rule == "quiet"]
+        assert {e.detail["revision"] for e in rules} == {old, new}
+        n_computed = answer.n_prompt + len(answer.tokens) - 1
+        assert sum(e.detail["n_tokens"] for e in rules) == n_computed
+
+
+def test_a_prompt_is_reused_under_its_own_program_alone(tiny: Tiny, tenants: Path) -> None:
+    with opened(tiny, tenants, n_parallel=2) as runtime:
+        first = ask(runtime, "a")
+        again = ask(runtime, "a")
+        assert first.n_reused == 0
+        assert again.n_reused > 0
+        same(again, first)
+        ask(runtime, "c")
+        assert ask(runtime, "b").n_reused == 0
+        runtime.set_policy(tiny.policy)
+        assert ask(runtime, "a").n_reused == 0
+        assert runtime.acknowledged
+
+
+def test_whoever_goes_away_frees_the_place(tiny: Tiny) -> None:
+    with opened(tiny, tiny.policy, n_parallel=2) as runtime:
+        for _ in range(4):
+            stream = runtime.generate(PROMPT, stream=True, max_tokens=240, request_id="left")
+            next(stream)
+            stream.close()
+        assert runtime._engine.load == (0, 0)
+        ends = [e.detail["finish_reason"] for e in runtime.events() if e.what == "summary"]
+        assert len(ends) == 4
+        assert set(ends) <= {"cancelled", "length", "stop"}
+        same(ask(runtime, "a"), ask(runtime, "a"))
+
+
+def test_a_failure_ends_all_that_run_and_nothing_after(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tiny, tiny.policy, n_parallel=2) as runtime:
+        wanted = ask(runtime, "a")
+        context = runtime._engine.context
+        decode = context.decode_columns
+
+        def fails(*columns: Any) -> None:
+            decode(*columns)
+            raise HookError("llama_decode failed with code 2")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(context, "decode_columns", fails)
+            with pytest.raises(HookError):
+                ask(runtime, "a", [*PROMPT, 3])
+        after = ask(runtime, "a")
+        assert after.n_reused == 0
+        same(after, wanted)
+        ends = [e.detail["finish_reason"] for e in runtime.events() if e.what == "summary"]
+        assert ends == [wanted.finish_reason, "error", wanted.finish_reason]
+
+
+def test_a_bad_request_harms_nobody(tiny: Tiny) -> None:
+    with opened(tiny, tiny.policy, n_parallel=2) as runtime:
+        with pytest.raises(UsageError, match="the grammar cannot be read"):
+            ask(runtime, "a", grammar='root ::= "a')
+        with pytest.raises(ZeroDivisionError):
+            ask(runtime, "a", cancelled=lambda: bool(1 / 0))
+        assert ask(runtime, "a").tokens
+        assert runtime._engine.load == (0, 0)
+
+
+def test_logits_are_those_of_one_at_a_time(tiny: Tiny) -> None:
+    with opened(tiny, tiny.policy, n_parallel=1) as runtime:
+        wanted = runtime.logits(PROMPT, n_prompt=4)
+    with opened(tiny, tiny.policy) as runtime:
+        before = ask(runtime, "a")
+        np.testing.assert_array_equal(runtime.logits(PROMPT, n_prompt=4), wanted)
+        same(ask(runtime, "a"), before)
+
+
+def test_reloads_leave_nothing_behind(tiny: Tiny) -> None:
+    others: Iterator[Path] = (_with_alpha(tiny, alpha / 100) for alpha in range(10, 30))
+    with opened(tiny, tiny.policy, n_parallel=2) as runtime:
+        ask(runtime, "a")
+        for other in others:
+            runtime.set_policy(other)
+        assert len(runtime._engine._assigned.programs) <= 2  # type: ignore[attr-defined]
+
+
+def _with_alpha(tiny: Tiny, alpha: float) -> Path:
+    path = tiny.policy.with_name("alpha.yaml")
+    path.write_text(tiny.policy.read_text().replace("alpha: 0.5", f"alpha: {alpha}"))
+    return path
+
+
+def test_closing_ends_what_runs(tiny: Tiny) -> None:
+    runtime = opened(tiny, tiny.policy, n_parallel=2)
+    stream = runtime.generate(PROMPT, stream=True, max_tokens=240, temperature=0.0)
+    next(stream)
+    runtime.close()
+    *_, last = stream
+    assert isinstance(last, Generation)
+    assert last.finish_reason in ("cancelled", "length", "stop")
+    with pytest.raises(UsageError):
+        ask(runtime, "a")
