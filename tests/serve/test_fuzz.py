@@ -20,7 +20,7 @@ schema = schemathesis.openapi.from_dict(
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_request_is_a_fault_of_the_server(case: schemathesis.Case, server: Server) -> None:
     response = case.call(
         base_url=server.base_url.removesuffix("/v1"),
