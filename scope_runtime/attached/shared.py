@@ -72,8 +72,15 @@ class SharedHook:
         where = Path(folder).absolute()
         try:
             where.mkdir(mode=0o700, exist_ok=True)
+            made = where.lstat()
         except OSError as error:
             raise HookError(f"cannot make the control folder {where}", found=str(error)) from error
+        if made.st_uid != os.geteuid() or made.st_mode & 0o077:
+            raise HookError(
+                f"others may reach into the control folder {where}",
+                found=f"mode {made.st_mode & 0o777:o} of user {made.st_uid}",
+                expected=f"mode 700 of user {os.geteuid()}",
+            )
         control = shared.Control(where, (shape.n_embd, shape.n_layer), ring_events)
         return cls(control, where, timeout_s)
 

@@ -73,7 +73,9 @@ class CapturedRow(c.Structure):
     ]
 
 
-class _Span(c.Structure):
+class RawSpan(c.Structure):
+    """``scope_span``."""
+
     _fields_ = [("from_position", c.c_int32), ("to_position", c.c_int32), ("serial", c.c_uint64)]
 
 
@@ -187,7 +189,7 @@ def _declare(lib: c.CDLL) -> None:
         "scope_request_begin": (c.c_int, (vp, i32, u64, i32)),
         "scope_request_end": (c.c_int, (vp, i32)),
         "scope_request_status": (c.c_int, (vp, i32, c.POINTER(RequestState))),
-        "scope_sequence_spans": (size, (vp, i32, c.POINTER(_Span), size)),
+        "scope_sequence_spans": (size, (vp, i32, c.POINTER(RawSpan), size)),
         "scope_sequence_measured": (
             size,
             (vp, i32, i32, _f32p, _f32p, c.POINTER(c.c_uint8), size),
@@ -490,7 +492,7 @@ class Hook:
         """Under which programs the sequence's KV was computed, by ascending position."""
         room = 16
         while True:
-            out = (_Span * room)()
+            out = (RawSpan * room)()
             n = self._lib.scope_sequence_spans(self.handle, seq, out, room)
             if n <= room:
                 return [Span(s.from_position, s.to_position, s.serial) for s in out[:n]]

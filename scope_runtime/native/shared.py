@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scope_runtime.errors import HookError
-from scope_runtime.native.hook import HookStats, RawEvent, _Span, library
+from scope_runtime.native.hook import HookStats, RawEvent, RawSpan, library
 
 MAX_SLOTS, MAX_EXPECTED, MAX_SPANS = 256, 64, 16
 NONE, LOADED, REACHED, RECOGNISED, REFUSED = range(5)
@@ -77,7 +77,7 @@ class RawSlot(c.Structure):
         ("abort_serial", c.c_uint64),
         ("abort_position", c.c_int32),
         ("n_spans", c.c_uint32),
-        ("spans", _Span * MAX_SPANS),
+        ("spans", RawSpan * MAX_SPANS),
     ]
 
 

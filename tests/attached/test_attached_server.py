@@ -276,6 +276,26 @@ def test_a_request_is_begun_and_ended_once(place: Place) -> None:
         place.hook.begin(256, next(place.numbers), 0)
 
 
+def test_a_slot_says_what_its_kv_was_computed_under(place: Place) -> None:
+    """Before a request goes out: whether the server may reuse what the slot holds."""
+    first = place.hook.hold(place.program("mute").blob)
+    second = place.hook.hold(place.program("pull").blob)
+    tokens = place.tokens(20, seed=9)
+
+    def run(serial: int) -> tuple[tuple[Span, ...] | None, tuple[Span, ...] | None, int]:
+        begun = place.hook.begin(3, next(place.numbers), serial)
+        place.server.complete(tokens, 3, cache_prompt=True)
+        end = place.hook.end(3)
+        return begun.spans, end.spans, end.n_columns
+
+    run(first)
+    held = (Span(0, 20, first),)
+    assert run(first) == (held, held, 1)  # reused, but for the token whose logits are wanted
+    assert run(second) == (held, (Span(0, 19, first), Span(19, 20, second)), 1)
+    for serial in (first, second):
+        place.hook.release(serial)
+
+
 def test_without_a_program_every_bit_is_as_without_the_hook(place: Place, tmp_path: Path) -> None:
     tokens, n_vocab = place.tokens(17, seed=4), place.model.shape.n_vocab
     place.hook.begin(1, next(place.numbers), 0)
@@ -381,9 +401,41 @@ def test_a_server_without_the_preload_is_refused_in_words(
     model: RandomModel, tmp_path: Path
 ) -> None:
     shape = ModelShape(model.shape.architecture, model.shape.n_layer, model.shape.n_embd)
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(HookError, match=r"others may reach into .*; found mode 755 of user"):
+        SharedHook.create(tmp_path / "open", shape)
     hook = SharedHook.create(tmp_path / "control", shape)
     with pytest.raises(HookError, match="the server has started without the hook"):
         hook.wait_loaded(0.0)
     with pytest.raises(HookError, match="the server is gone, or has no hook in it"):
         hook.hold(b"")
     hook.close()
+
+
+def test_a_draft_context_is_neither_steered_nor_counted(
+    model: RandomModel, pack: RandomPack, tmp_path: Path, reference: Callable[..., np.ndarray]
+) -> None:
+    """The draft is the same model unsteered, so that steering makes most of its proposals wrong: each is taken back."""
+    policies = policies_of(pack)
+    shape = ModelShape(model.shape.architecture, model.shape.n_layer, model.shape.n_embd)
+    program = compile_policy(load_policy(policies["push"]), shape)
+    options = ["--model-draft", str(model.path), "--spec-type", "draft-simple"]
+    with attached_server(model, tmp_path / "control", *options) as (server, hook):
+        hook.prove(server.probe, prompt(model.shape.n_vocab, 8))
+        tokens = prompt(model.shape.n_vocab, 16, 3)
+        serial = hook.hold(program.blob)
+        hook.begin(1, 5, serial)
+        answer = server.complete(tokens, 1, 40)
+        end = hook.end(1)
+        timings = answer["timings"]
+        assert timings["draft_n"] > timings["draft_n_accepted"]
+        logits = reference(policies["push"], tokens + answer["tokens"], 16)
+        assert answer["tokens"] == [int(t) for t in logits[15:-1].argmax(axis=1)]
+        (summary,) = summaries(hook.drain(), serial)
+        assert hook.status.n_unmatched == 0
+        assert end.spans is not None
+        assert [span.serial for span in end.spans] == [serial]
+        # What was rejected left nothing: as many tokens as the answer has, but for the last ones, which the draft
+        # had right and nobody wanted any more.
+        assert 39 <= summary.n_fired <= 39 + 1 + timings["draft_n_accepted"]
+        assert summary.n_fired == end.spans[0].end - 15

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
@@ -69,7 +70,12 @@ Attached::Attached(const std::string & folder)
   }
   publish_status();
   scope_attach_default(hook_.get());
+  // The server's signals are not for a thread that it does not know.
+  sigset_t all, before_us;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before_us);
   thread_ = std::thread([this] { work(); });
+  pthread_sigmask(SIG_SETMASK, &before_us, nullptr);
 }
 
 Attached::~Attached() {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <type_traits>
 
 #include "ring.hpp"
@@ -94,7 +96,9 @@ void wait_change(const std::atomic<uint64_t> & counter, uint64_t seen, int32_t t
 template <typename T>
 bool Published<T>::read(T & out) const {
   uint64_t words[n_words];
-  for (int attempt = 0; attempt < 1 << 20; attempt++) {
+  for (int attempt = 0; attempt < 20000; attempt++) {
+    // A writer that was interrupted within has to be let run: two seconds in all.
+    if (attempt > 1000) std::this_thread::sleep_for(std::chrono::microseconds(100));
     const uint64_t before = version_.load(std::memory_order_acquire);
     if (before % 2 != 0) continue;
     for (size_t i = 0; i < n_words; i++) words[i] = words_[i].load(std::memory_order_acquire);

@@ -1,15 +1,13 @@
 // Attaching to llama.cpp, with a fake one whose calls into itself come to us first, as the real one's do.
 //
-// Order matters here: whether the ubatch's layout is proved is known per process, so the last test may break it.
+// Whether the ubatch's layout is proved is known per process: test_layout.cpp, which breaks it, runs last.
 #include <dlfcn.h>
 
-#include <cstdlib>
 #include <string>
 
+#include "attach_fixture.hpp"
 #include "check.hpp"
-#include "fake_llama.hpp"
 #include "hook.hpp"
-#include "spec.hpp"
 
 extern "C" {
 void llama_memory_clear(void * memory, bool data);
@@ -23,75 +21,6 @@ void llama_memory_seq_div(void * memory, int32_t seq, int32_t p0, int32_t p1, in
 using namespace test;
 
 namespace {
-
-void * library() {
-  static void * handle = dlopen(SCOPE_FAKE_LLAMA, RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    std::fprintf(stderr, "%s\n", dlerror());
-    std::abort();
-  }
-  return handle;
-}
-
-const FakeApi & fake() {
-  using Get = const FakeApi *();
-  static const FakeApi * api = reinterpret_cast<Get *>(dlsym(library(), "fake_llama_api"))();
-  return *api;
-}
-
-void * memory_of(void * context) {
-  using Get = void *(void *);
-  return reinterpret_cast<Get *>(dlsym(library(), "llama_get_memory"))(context);
-}
-
-/// Adds `value` after block `layer`.
-Bytes adds(float value, int32_t layer) {
-  Spec s;
-  s.n_embd = fake_n_embd;
-  s.n_layer = fake_n_layer;
-  s.add_delta(layer, s.add_rule(SCOPE_OP_AMPLIFY), SCOPE_DELTA_ADD, Row(fake_n_embd, value));
-  return s.blob();
-}
-
-struct Engine : HookUnderTest {
-  Engine() : HookUnderTest(fake_n_embd, fake_n_layer) {
-    CHECK_EQ(scope_attach(library(), library(), nullptr, 0), SCOPE_OK);
-    context = fake().context_new(reinterpret_cast<FakeCallback>(scope_hook_callback()), hook);
-    CHECK_EQ(scope_hook_bind_memory(hook, memory_of(context), nullptr, 0), SCOPE_OK);
-  }
-  ~Engine() { fake().context_free(context); }
-
-  uint32_t attached() const { return scope_hook_attached(hook); }
-  void prove() {
-    const int32_t token[] = {3, 4}, pos[] = {0, 1}, seq[] = {0, 0};
-    const int8_t output[] = {0, 1};
-    scope_hook_expect_columns(hook, 2, token, pos, seq, output);
-    const FakeBatch b{2, token, pos, seq, output};
-    float out[2];
-    fake().decode(context, &b, true, out);
-    scope_memory_clear(hook);
-  }
-
-  void * context;
-};
-
-/// One sequence's tokens, all of them 10, the last one output.
-float decode(void * context, int32_t from, int32_t to, bool rebuild, int32_t seq = 0) {
-  std::vector<int32_t> token, pos, sequence;
-  std::vector<int8_t> output;
-  for (int32_t p = from; p < to; p++) {
-    token.push_back(10);
-    pos.push_back(p);
-    sequence.push_back(seq);
-    output.push_back(p + 1 == to ? 1 : 0);
-  }
-  const FakeBatch b{static_cast<uint32_t>(token.size()), token.data(), pos.data(), sequence.data(), output.data()};
-  float out = 0;
-  fake().decode(context, &b, rebuild, &out);
-  return out;
-}
-
-constexpr float unsteered = 10.0f + static_cast<float>(fake_n_layer);
 
 int n_owner_calls = 0;
 bool owner_callback(void *, bool ask, void *) {
@@ -327,20 +256,4 @@ TEST(attach, a_default_hook_takes_one_context_that_nobody_hooked) {
   CHECK_EQ(scope_attach_default(nullptr), SCOPE_OK);
   CHECK(decode(second, 2, 3, true) == unsteered);
   fake().context_free(second);
-}
-
-TEST(attach, another_layout_is_noticed_and_never_trusted) {
-  Engine e;
-  e.prove();
-  fake().change_layout();
-  e.prove();
-  CHECK_EQ(e.attached() & SCOPE_ATTACH_COLUMNS, 0u);
-  e.install(adds(100, 1));
-  scope_request_begin(e.hook, 0, 1, 1);
-  // By hand it still works, one sequence at a time.
-  e.columns(0, 0, 2);
-  CHECK(decode(e.context, 0, 2, true) == unsteered + 100);
-  scope_hook_end_ubatch(e.hook);
-  CHECK(decode(e.context, 2, 3, false) == unsteered);
-  CHECK_EQ(e.stats().n_unmatched, 0u);
 }
