@@ -207,7 +207,7 @@ def test_a_program_changes_between_two_tokens(place: Place) -> None:
     place.hook.begin(0, next(place.numbers), first)
     with ThreadPoolExecutor(1) as pool:
         request = pool.submit(place.server.complete, tokens, 0, N_LONG)
-        while place.hook.slot(0).last_position < 19 and not request.done():
+        while place.hook.slot(0).n_columns < 20 and not request.done():
             pass  # a slot's state is a read of memory
         place.hook.assign({0: second})
         answer = list(request.result()["tokens"])
