@@ -123,8 +123,9 @@ def all_logprobs(server: AttachedServer, tokens: list[int], slot: int, n_vocab: 
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    shifted: np.ndarray = logits.astype(np.float64) - logits.max()
+    out: np.ndarray = shifted - np.log(np.exp(shifted).sum())
+    return out
 
 
 def summaries(events: list[RawEvent], serial: int) -> list[RawEvent]:
