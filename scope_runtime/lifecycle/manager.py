@@ -18,6 +18,7 @@ from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErro
 from scope_runtime.events import Event, Kind
 from scope_runtime.lifecycle.build import Bench, Built
 from scope_runtime.lifecycle.compiler import Compiler
+from scope_runtime.lifecycle.history import History, back_to, before, put_on
 from scope_runtime.lifecycle.source import Source, contents
 from scope_runtime.lifecycle.state import Active, State, StateError, Switch, generations_of
 from scope_runtime.lifecycle.types import (
@@ -78,6 +79,7 @@ class Lifecycle:
         self._switch: Switch | None = None
         self._switch_on_file = False
         self._generations: dict[str, int] = {}
+        self._history: History = ()
         self._held: Mapping[str, str] | None = None
         self._seen: Mapping[str, str] = {}
         self._named: tuple[str, ...] = ()
@@ -144,10 +146,11 @@ class Lifecycle:
             active = self._last_active()
             if active is not None:
                 self._generations = dict(active.generations)
+                self._history = active.history
             built = self._first_build(cause)
             if active is not None and _same(active.held_against, built.seen):
                 self._held = built.seen
-                self._restore(active, cause, "restored")
+                self._restore(active, cause)
                 return
             try:
                 self._accept(built, cause, "swapped")
@@ -156,7 +159,7 @@ class Lifecycle:
                 if active is not None:
                     if self.feed is not None and self.feed.latest is None:
                         self._held = active.held_against  # what it was chosen over may come again
-                    self._restore(active, cause, "restored")
+                    self._restore(active, cause)
                 elif self.options.fail == "closed":
                     raise
 
@@ -182,10 +185,16 @@ class Lifecycle:
             self._target.record("refused", Kind.POLICY, **error.fields())
             return None
 
-    def _restore(self, active: Active, cause: Cause, what: str) -> None:
-        """The kept set, each digest checked again. Raises ScopeError."""
-        programs = self._kept(active.revision, cause)
-        self._take_up(programs, cause, what)
+    def _restore(self, active: Active, cause: Cause) -> None:
+        """The kept set, each digest checked again. Raises ScopeError, unless it may start without one."""
+        try:
+            programs = self._kept(active.revision)
+        except ScopeError as error:
+            self._refuse(error, cause)
+            if self.options.fail == "closed":
+                raise
+        else:
+            self._take_up(programs, cause, "restored")
 
     # -- the one path of a reload
 
@@ -318,24 +327,32 @@ class Lifecycle:
         self._raise_generations(programs)
         if self.state is None:
             return None
+        self._history = put_on(self._history, programs.revision, self.state.keep)
         try:
             archive = self.feed.archive() if self.feed is not None else None
-            self.state.keep_set(self.source, programs, built.seen, archive)
-            active = self._active()
-            if self.state.active != active:
-                self.state.set_active(active)
-            if self.feed is not None:
-                self.feed.forget_others()
+            self.state.keep_set(self.source, programs, built.seen, archive, self._history)
         except ScopeError as error:
-            self._target.record(
-                "not-kept", Kind.POLICY, revision=programs.revision, **error.fields()
-            )
-            return f"in force, but not kept for a restart: {error}"
+            return self._not_kept(error)
+        note = self._keep_active(self.state)
+        if self.feed is not None and note is None:
+            self.feed.forget_others()
+        return note
+
+    def _keep_active(self, state: State) -> str | None:
+        held = None if self._held is None else dict(self._held)
+        active = Active(self._current.revision, held, dict(self._generations), self._history)
+        try:
+            if not state.says(active):
+                state.set_active(active)
+        except ScopeError as error:
+            return self._not_kept(error)
         return None
 
-    def _active(self) -> Active:
-        held = None if self._held is None else dict(self._held)
-        return Active(self._current.revision, held, dict(self._generations))
+    def _not_kept(self, error: ScopeError) -> str:
+        self._target.record(
+            "not-kept", Kind.POLICY, revision=self._current.revision, **error.fields()
+        )
+        return f"in force, but not kept for a restart: {error}"
 
     def _refuse(self, error: ScopeError, cause: Cause) -> None:
         if self._closing:
@@ -390,7 +407,8 @@ class Lifecycle:
         """Puts a kept set in force, and holds it until the files change or somebody asks for a reload.
 
         Args:
-            to: its revision; by default the one that was in force before the present one.
+            to: its revision; by default the one that was in force before the present one, never one that was rolled
+                back from.
 
         Raises:
             StateError: there is none, or it is not what was kept.
@@ -399,7 +417,7 @@ class Lifecycle:
             self._check_match(if_match)
             previous = self._current
             try:
-                programs = self._kept(to or self._before(previous.revision), cause)
+                programs = self._kept(to or self._before(previous.revision))
             except ScopeError as error:
                 self._refuse(error, cause)
                 raise
@@ -407,24 +425,30 @@ class Lifecycle:
             self._held = self._seen = contents(self.source, self._named, self._digests)
             # Going back is on purpose: from here on, what counts as old is older than this.
             self._generations |= generations_of(programs)
+            note = None
             if self.state is not None:
-                self.state.set_active(self._active())
+                self._history = back_to(self._history, programs.revision, self.state.keep)
+                note = self._keep_active(self.state)
             changed = programs.revision != previous.revision
-            return Outcome(programs.revision, previous.revision, changed)
+            return Outcome(programs.revision, previous.revision, changed, note)
 
     def _before(self, revision: str) -> str:
-        kept = [k.revision for k in self.state.kept()] if self.state else []
-        later = kept.index(revision) + 1 if revision in kept else 0
-        if later >= len(kept):
+        kept = {k.revision for k in self.state.kept()} if self.state else set()
+        found = before(self._history, revision, kept)
+        if found is None:
             raise StateError(
                 "there is no earlier revision to go back to",
                 location=Location(str(self.state.folder)) if self.state else None,
                 found=f"{len(kept)} kept",
-                hint=None if self.state else "Run with a state directory to keep revisions",
+                hint=(
+                    "Name one of those that are kept with --to; `scope status` lists them"
+                    if self.state
+                    else "Run with a state directory to keep revisions"
+                ),
             )
-        return kept[later]
+        return found
 
-    def _kept(self, revision: str, cause: Cause) -> ProgramSource:
+    def _kept(self, revision: str) -> ProgramSource:
         if self.state is None:
             raise StateError("no revisions are kept: there is no state directory")
         source = self.state.source_of(revision)

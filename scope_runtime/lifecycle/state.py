@@ -17,19 +17,29 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scope_runtime.errors import Location, ScopeError
 from scope_runtime.files import open_regular, sha256_of, written_whole
+from scope_runtime.lifecycle.history import History
 from scope_runtime.lifecycle.source import ABSENT, Source
 from scope_runtime.select import ProgramSource
 
 VERSION = 1
 _MAX_JSON_BYTES = 1 << 22
 _ARCHIVE = "set.bundle"
+_SET = {
+    "revision": str,
+    "time": int | float,
+    "number": int,
+    "source": str,
+    "policies": list,
+    "generations": dict,
+    "files": dict,
+}
 
 
 class StateError(ScopeError):
@@ -44,11 +54,13 @@ class Active:
         revision: its revision.
         held_against: what lay at the source when another set was chosen over it, by path; none while the source rules.
         generations: the highest generation of each policy so far; a file with a lower one is refused.
+        history: which sets were in force before it; see ``history``.
     """
 
     revision: str
     held_against: Mapping[str, str] | None = None
     generations: Mapping[str, int] = field(default_factory=dict)
+    history: History = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ class State:
     def __init__(self, folder: Path, *, keep: int = 10) -> None:
         self.folder = folder
         self.keep = keep
+        self._sound: set[str] = set()
         try:
             (folder / "sets").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as reason:
@@ -94,10 +107,31 @@ class State:
     @property
     def active(self) -> Active | None:
         """What was in force last; None at the first start. Raises StateError."""
-        data = self._read_json(self.folder / "active.json")
+        path = self.folder / "active.json"
+        data = self._read_json(path)
         if data is None:
             return None
-        return Active(data["revision"], data.get("held_against"), data.get("generations") or {})
+        active = Active(
+            data.get("revision", ""),
+            data.get("held_against"),
+            data.get("generations") or {},
+            tuple(data.get("history") or ()),
+        )
+        if not (
+            isinstance(active.revision, str)
+            and active.revision
+            and isinstance(active.held_against, dict | None)
+            and _are_numbers(active.generations)
+            and all(isinstance(revision, str) for revision in active.history)
+        ):
+            raise _damaged(path)
+        return active
+
+    def says(self, active: Active) -> bool:
+        """Whether it is what is on the disk; not where that is damaged."""
+        with contextlib.suppress(StateError):
+            return self.active == active
+        return False
 
     def set_active(self, active: Active) -> None:
         self._write_json(self.folder / "active.json", {"version": VERSION, **asdict(active)})
@@ -142,18 +176,20 @@ class State:
         programs: ProgramSource,
         seen: Mapping[str, str],
         archive: Path | None = None,
+        history: History = (),
     ) -> None:
         """Copies a set with every file that it was made from.
 
         Args:
             seen: digests of the files, as they were when it was compiled.
             archive: the bundle that it came in; whoever uses the set again checks it against that.
+            history: sets to keep rather than others, when there are too many.
 
         Raises:
             StateError: a file is no longer what was compiled, or cannot be copied.
         """
         target = self._folder_of(programs.revision)
-        if (target / "set.json").exists():
+        if self._is_sound(programs.revision):
             return
         root = Path(programs.policies[0].root)
         staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -190,11 +226,12 @@ class State:
             shutil.rmtree(target, ignore_errors=True)  # half a set, of a process that was killed
             staging.rename(target)
             _fsync(target.parent)
+            self._sound.add(programs.revision)
         except OSError as reason:
             raise _error("the policies cannot be kept", target, reason) from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self._forget_old(programs.revision)
+        self._forget_old({programs.revision, *history})
 
     def source_of(self, revision: str) -> Source:
         """A kept set as a source, after every one of its files was checked.
@@ -203,7 +240,7 @@ class State:
             StateError: there is no such set, or a file is not what was kept.
         """
         folder = self._folder_of(revision)
-        about = self._read_json(folder / "set.json")
+        about = self._about(folder)
         if about is None:
             known = ", ".join(kept.revision for kept in self.kept()) or "none"
             raise StateError(
@@ -249,15 +286,38 @@ class State:
         found = []
         for path in (self.folder / "sets").glob("*/set.json"):
             with contextlib.suppress(StateError):  # one that is damaged is no choice
-                about = self._read_json(path)
+                about = self._about(path.parent)
                 if about is not None:
-                    found.append((int(about["number"]), about))
+                    found.append((about["number"], about))
         return found
 
-    def _forget_old(self, active: str) -> None:
-        for kept in self.kept()[self.keep :]:
-            if kept.revision != active:
-                shutil.rmtree(self._folder_of(kept.revision), ignore_errors=True)
+    def _about(self, folder: Path) -> dict[str, Any] | None:
+        """What a kept set says of itself, as far as its form goes; None: there is none. Raises StateError."""
+        path = folder / "set.json"
+        about = self._read_json(path)
+        if about is None:
+            return None
+        if not all(isinstance(about.get(key), kind) for key, kind in _SET.items()):
+            raise _damaged(path)
+        if not _are_numbers(about["generations"]):
+            raise _damaged(path)
+        return about
+
+    def _is_sound(self, revision: str) -> bool:
+        """Whether a set is kept already; the first time in a process, every digest of it is looked at."""
+        try:
+            if revision in self._sound:
+                return self._about(self._folder_of(revision)) is not None
+            self.source_of(revision)
+        except (StateError, OSError):
+            return False
+        self._sound.add(revision)
+        return True
+
+    def _forget_old(self, wanted: Container[str]) -> None:
+        by_worth = sorted(self.kept(), key=lambda kept: kept.revision not in wanted)
+        for kept in by_worth[self.keep :]:
+            shutil.rmtree(self._folder_of(kept.revision), ignore_errors=True)
 
     def _folder_of(self, revision: str) -> Path:
         name = PurePosixPath(revision.removeprefix("sha256:")).name
@@ -316,6 +376,16 @@ def _fsync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _are_numbers(generations: object) -> bool:
+    return isinstance(generations, dict) and all(
+        isinstance(number, int) for number in generations.values()
+    )
+
+
+def _damaged(path: Path) -> StateError:
+    return StateError("the state is damaged", location=Location(str(path)))
 
 
 def _error(message: str, path: Path, reason: Exception) -> StateError:

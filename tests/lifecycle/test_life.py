@@ -76,6 +76,31 @@ def test_behaviour_16_what_was_kept_is_checked_again(site: Site, damage: str) ->
         pass
 
 
+def test_a_kept_set_that_was_damaged_is_kept_anew_while_its_source_is_there(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        good = in_force(runtime)
+    (kept,) = (state_of(site) / "sets").iterdir()
+    (kept / "files" / "pack.gguf").write_bytes(b"")
+    with site.running(QUIET):
+        pass
+    shutil.rmtree(site.folder)
+    with site.running(QUIET) as runtime:
+        assert in_force(runtime) == good
+
+
+def test_fail_open_starts_unsteered_where_nothing_that_is_kept_can_be_used(site: Site) -> None:
+    with site.running(QUIET):
+        pass
+    (kept,) = (state_of(site) / "sets").iterdir()
+    (kept / "files" / "pack.gguf").write_bytes(b"")
+    site.policy.write_text("nonsense: [", encoding="utf-8")
+    with pytest.raises(StateError, match="a kept file was altered"), site.running(QUIET):
+        pass
+    with site.running(Options(poll_s=600.0, events=False, fail="open")) as runtime:
+        assert in_force(runtime) == "none"
+        assert [e.what for e in runtime.events() if e.kind == "policy"] == ["refused", "refused"]
+
+
 def test_a_restart_with_a_bad_source_runs_the_last_good_one(site: Site) -> None:
     with site.running(QUIET) as runtime:
         good = in_force(runtime)
@@ -139,6 +164,82 @@ def test_a_rollback_holds_until_the_source_changes(site: Site) -> None:
         assert runtime.hosted.lifecycle.follow()
         assert in_force(runtime) == revision(site)
         assert not runtime.hosted.lifecycle.held
+
+
+def test_back_is_to_what_was_in_force_before_and_never_to_what_was_rolled_back_from(
+    site: Site,
+) -> None:
+    options = Options(poll_s=600.0, events=False, keep=3)
+    with site.running(options) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+
+        def deploy(alpha: str) -> str:
+            site.replace(site.text_with(alpha))
+            return lifecycle.reload(ME).revision
+
+        first, second = deploy("0.1"), deploy("0.2")
+        assert deploy("0.1") == first  # undone by hand
+        assert lifecycle.rollback(ME).revision == second
+        assert lifecycle.rollback(ME).revision == first  # and further back
+        bad = deploy("0.3")
+        assert lifecycle.rollback(ME).revision == first
+        deploy("0.4")
+    with site.running(options) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        assert lifecycle.rollback(ME).revision == first
+        assert lifecycle.rollback(ME, to=bad).revision == bad  # on purpose, it can be had
+        assert lifecycle.rollback(ME).revision == first
+
+
+def test_a_rollback_that_cannot_be_kept_is_in_force_and_that_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        first = lifecycle.revision
+        site.replace(site.text_with("0.25"))
+        lifecycle.reload(ME)
+
+        def full(*_: object) -> None:
+            raise StateError("the disk is full")
+
+        monkeypatch.setattr(lifecycle.state, "set_active", full)
+        outcome = lifecycle.rollback(ME)
+        assert outcome.revision == in_force(runtime) == first
+        assert outcome.note == "in force, but not kept for a restart: the disk is full"
+
+
+def test_a_damaged_note_of_what_was_in_force_is_written_anew(site: Site) -> None:
+    with site.running(QUIET):
+        pass
+    note = state_of(site) / "active.json"
+    for damaged in ("{", "{}", '{"revision": 5}'):
+        note.write_text(damaged)
+        with site.running(QUIET) as runtime:
+            assert in_force(runtime) == revision(site)
+            assert [e.what for e in runtime.events() if e.kind == "policy"] == [
+                "refused",
+                "swapped",
+            ]
+        assert json.loads(note.read_text())["revision"] == revision(site)
+
+
+@pytest.mark.parametrize("damaged", ["{", "{}", "[]", '{"revision": 5, "number": 1}'])
+def test_a_kept_set_without_a_sound_note_is_no_choice(site: Site, damaged: str) -> None:
+    with site.running(QUIET) as runtime:
+        lifecycle = runtime.hosted.lifecycle
+        first = lifecycle.revision
+        site.replace(site.text_with("0.25"))
+        lifecycle.reload(ME)
+        (state_of(site) / "sets" / first.removeprefix("sha256:") / "set.json").write_text(damaged)
+        assert lifecycle.state is not None
+        assert [kept.revision for kept in lifecycle.state.kept()] == [lifecycle.revision]
+        for to in (None, first):
+            with pytest.raises(StateError):
+                lifecycle.rollback(ME, to=to)
+        site.replace(site.text)
+        assert lifecycle.reload(ME).note is None
+        assert len(lifecycle.state.kept()) == 2  # what is in force again is kept again
 
 
 def test_a_rollback_to_what_is_not_kept_is_refused(site: Site) -> None:

@@ -57,6 +57,7 @@ class Spec:
     Attributes:
         loaded: the last good set; None before the first.
         kept: revisions that can be gone back to, in the order in which they first came into force.
+        pile: what came into force one after the other, without what was rolled back from.
         highest: generation of each policy that later files must not fall below.
         held_against: what lay at the source when another set was chosen over it; outlives the process.
         failed: whether the latest attempt went wrong.
@@ -64,6 +65,7 @@ class Spec:
 
     loaded: Good | None = None
     kept: list[Good] = field(default_factory=list)
+    pile: list[Good] = field(default_factory=list)
     highest: dict[str, int] = field(default_factory=dict)
     off: bool = False
     held: bool = False
@@ -86,6 +88,8 @@ class Spec:
         self.loaded, self.held, self.held_against = there, False, None
         if there not in self.kept:
             self.kept.append(there)
+        if self.pile[-1:] != [there]:
+            self.pile.append(there)
         for name, generation in there.generations.items():
             self.highest[name] = max(generation, self.highest.get(name, 0))
 
@@ -303,23 +307,24 @@ class LifeMachine(RuleBasedStateMachine):
     def rollback(self, back: int) -> None:
         """To the revision before by default, or to any that is kept; it holds until the files change."""
         assert self.life is not None
-        kept = [good.revision for good in self.spec.kept]
-        loaded = self.spec.loaded.revision if self.spec.loaded else None
+        pile, kept = self.spec.pile, self.spec.kept
         if back == 0:
-            place = kept.index(loaded) - 1 if loaded in kept else len(kept) - 1
-            to = None
+            good, to = pile[-2] if len(pile) > 1 else None, None
         else:
-            place = len(kept) - back
-            to = kept[place] if place >= 0 else "sha256:" + "0" * 64
+            good = kept[-back] if back <= len(kept) else None
+            to = good.revision if good is not None else "sha256:" + "0" * 64
         try:
             self.life.rollback(ME, to=to)
         except ScopeError:
-            assert place < 0
+            assert good is None
             self.spec.refused += 1
             self.spec.failed = True
             return
-        assert place >= 0
-        good = self.spec.kept[place]
+        assert good is not None
+        while pile and good in pile and pile[-1] != good:
+            pile.pop()
+        if good not in pile:
+            pile.append(good)
         self.spec.loaded, self.spec.held = good, True
         self.spec.highest |= good.generations
         self.seen = self._relevant()
