@@ -32,8 +32,8 @@ def commitment(of: str, salt: bytes, data: bytes) -> str:
     """Hex of SHA-256 over ``scope-runtime/audit/content/v1``, a zero byte, ``of``, a zero byte, the salt, the data.
 
     Args:
-        of: ``prompt/text``, ``prompt/tokens``, ``output/text`` or ``output/tokens``.
-        data: the text in UTF-8, or the token ids as a JSON list without spaces.
+        of: ``prompt`` or ``output``, a slash, and ``text``, ``tokens`` or ``salt``.
+        data: the text in UTF-8, or the token ids as a JSON list without spaces; nothing for the salt.
     """
     return hashlib.sha256(b"\0".join([_DOMAIN, of.encode(), salt + data])).hexdigest()
 
@@ -45,15 +45,18 @@ class Sealed:
     Attributes:
         text, tokens: commitments; the text's is the content's name in the log.
         keep: what was kept of it: ``keep`` or ``commit``.
+        salt: a commitment to the salt, where nothing else tells whether it is the one; None where the text does.
     """
 
     name: str
     keep: str
     text: str
     tokens: str
+    salt: str | None = None
 
     def fields(self) -> dict[str, str]:
-        return {"keep": self.keep, "text": self.text, "tokens": self.tokens}
+        salt = {"salt": self.salt} if self.salt is not None else {}
+        return {"keep": self.keep, "text": self.text, "tokens": self.tokens, **salt}
 
 
 def sealed_in(record: Mapping[str, Any]) -> tuple[Sealed, ...]:
@@ -64,8 +67,10 @@ def sealed_in(record: Mapping[str, Any]) -> tuple[Sealed, ...]:
     out = []
     for name in ("prompt", "output"):
         match found.get(name):
-            case {"keep": str(keep), "text": str(text), "tokens": str(tokens)}:
-                out.append(Sealed(name, keep, text, tokens))
+            case {"keep": str(keep), "text": str(text), "tokens": str(tokens), **more}:
+                salt = more.get("salt")
+                known = salt if isinstance(salt, str) else None
+                out.append(Sealed(name, keep, text, tokens, known))
     return tuple(out)
 
 
@@ -135,9 +140,11 @@ class Opening:
         return opening if sound and whole and isinstance(opening.text, str | None) else None
 
     def opens(self, sealed: Sealed) -> bool:
-        """Whether it is what the record committed to. Of a salt alone nothing can be said, but that it is there."""
+        """Whether it is what the record committed to."""
         if self.text is None or self.tokens is None:
-            return sealed.keep == Keep.COMMIT and len(self.salt) == SALT_BYTES
+            # Another salt would make a true claim look false.
+            same = sealed.salt == commitment(f"{sealed.name}/salt", self.salt, b"")
+            return sealed.keep == Keep.COMMIT and same
         return self.is_of(sealed, text=self.text) and sealed.tokens == commitment(
             f"{sealed.name}/tokens", self.salt, _listed(self.tokens)
         )
@@ -159,6 +166,7 @@ def seal(content: Content, request_id: str | None, time: float) -> tuple[Sealed,
         str(content.keep),
         commitment(f"{content.name}/text", salt, _bytes(content.text)),
         commitment(f"{content.name}/tokens", salt, _listed(content.tokens)),
+        commitment(f"{content.name}/salt", salt, b"") if content.keep is Keep.COMMIT else None,
     )
     opening = Opening(sealed.text, request_id, time, content.name, salt)
     if content.keep is Keep.KEEP:

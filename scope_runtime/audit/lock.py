@@ -48,6 +48,21 @@ class LogLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, text.encode(), 0)
 
+    def hold(self, fd: int, log: Path) -> None:
+        """Locks the log itself too: the lock file may be deleted by somebody who takes it for stale.
+
+        Raises:
+            AuditError: somebody else holds it.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AuditError(
+                f"the audit log {log} is being written already",
+                found="another process, whose lock file is gone",
+                hint="Two writers cannot share one chain: give each a log of its own",
+            ) from error
+
     def release(self) -> None:
         if self._fd >= 0:
             with suppress(OSError):  # the descriptor is gone in any case, and with it the lock

@@ -174,7 +174,9 @@ class AuditLog:
             found = selection.find(self._store.files)
             records = redaction_records(found, selection, actor, reason, self._clock())
             # On record before it is done: what a crash leaves undone is seen, and done at the next opening.
+            # And signed: a record behind the newest checkpoint anybody can have put there.
             self._append(records)
+            self._store.checkpoint()
             self._store.erase({each.commitment for each in found})
             requests = {each.request_id for each in found if each.request_id is not None}
             return Redaction(len(found), len(requests))

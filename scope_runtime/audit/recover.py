@@ -31,6 +31,8 @@ class Found:
         torn: what stands behind the last whole record.
         sealed: commitments in the open segment.
         redacted: commitments that the last segment says were redacted.
+        met: checkpoints that these records are under: that beside the log, and that in the segment's first record.
+            Whether they are signed is for a key to say.
     """
 
     tree: Tree
@@ -43,6 +45,7 @@ class Found:
     torn: bytes
     sealed: frozenset[str]
     redacted: frozenset[str]
+    met: tuple[Checkpoint, ...]
 
     @property
     def torn_digest(self) -> str:
@@ -59,8 +62,9 @@ def recover(files: LogFiles) -> Found:
     walk, size, torn = Walk(), 0, b""
     sealed: set[str] = set()
     redacted: set[str] = set()
+    met: list[Checkpoint] = []
     if files.path.exists():
-        size, torn = _through(files.path, walk, checkpoint, sealed, redacted)
+        size, torn = _through(files.path, walk, checkpoint, sealed, redacted, met)
     header = walk.header
     closed = files.closed()
     last = max(closed, default=-1)
@@ -73,7 +77,7 @@ def recover(files: LogFiles) -> Found:
         )
     if header is None and closed:
         # A crash in the middle of a rotation: the next segment has not begun.
-        _, rest = _through(closed[last], walk, checkpoint, set(), redacted)
+        _, rest = _through(closed[last], walk, checkpoint, set(), redacted, met)
         if rest or walk.header is None:
             raise AuditError(
                 "a closed segment is cut off", location=Location(str(closed[last])), hint=_HINT
@@ -96,6 +100,7 @@ def recover(files: LogFiles) -> Found:
         torn=torn,
         sealed=frozenset(sealed),
         redacted=frozenset(redacted),
+        met=tuple(met),
     )
 
 
@@ -122,8 +127,9 @@ def _through(
     checkpoint: Checkpoint | None,
     sealed: set[str],
     redacted: set[str],
+    met: list[Checkpoint],
 ) -> tuple[int, bytes]:
-    """(bytes of whole records, torn bytes behind them); adds the commitments that are met."""
+    """(bytes of whole records, torn bytes behind them); adds the commitments and checkpoints that are met."""
     size = 0
     number = 0
     for number, line in enumerate(read_lines(path), 1):
@@ -141,14 +147,24 @@ def _through(
         size += len(line)
         sealed |= {each.text for each in sealed_in(record)}
         redacted |= redacted_in(record)
-        if (
-            checkpoint is not None
-            and checkpoint.size == walk.tree.size
-            and checkpoint.root != walk.tree.root()
-        ):
-            raise AuditError(
-                "the audit log is not the one that its checkpoint is of",
-                location=Location(str(path), number),
-                hint=_HINT,
-            )
+        if number == 1 and walk.header is not None:
+            met += _checkpoint_in(walk.header)
+        if checkpoint is not None and checkpoint.size == walk.tree.size:
+            if checkpoint.root != walk.tree.root():
+                raise AuditError(
+                    "the audit log is not the one that its checkpoint is of",
+                    location=Location(str(path), number),
+                    hint=_HINT,
+                )
+            met.append(checkpoint)
     return size, b""
+
+
+def _checkpoint_in(header: Header) -> list[Checkpoint]:
+    """The checkpoint in a segment's first record, if it is of the records before that segment."""
+    try:
+        found = Checkpoint.parse(header.checkpoint or "")
+    except AuditError:
+        return []
+    same = (found.size, found.root) == (header.tree.size, header.tree.root())
+    return [found] if same else []

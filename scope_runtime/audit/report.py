@@ -65,6 +65,8 @@ class Report:
         torn_bytes: behind the last whole record: a crash, which is mended when the log is next written to.
         repaired: torn ends that were mended, as the log says itself.
         dropped: events that the log says it lost.
+        n_resumed: how often a writer with a key found records that its key had not signed, as the log says itself.
+        n_unsigned_before: how many those were: what they said before then, only a copy kept elsewhere can show.
         contents: prompts and outputs beside it; None where they were not looked at.
     """
 
@@ -81,6 +83,8 @@ class Report:
     torn_bytes: int = 0
     repaired: int = 0
     dropped: int = 0
+    n_resumed: int = 0
+    n_unsigned_before: int = 0
     contents: ContentsReport | None = None
     remarks: list[str] = field(default_factory=list)
 

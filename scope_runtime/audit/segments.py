@@ -24,6 +24,7 @@ from scope_runtime.errors import AuditError, Location, UsageError
 from scope_runtime.files import open_regular
 
 SEGMENT = "segment"
+RESUMED = "resumed"
 MAX_LINE_BYTES = 16 << 20
 _CLOSED = re.compile(r"(?P<stem>.+)\.(?P<number>[0-9]{6,})(?P<suffix>\.[^.]+)?")
 

@@ -17,8 +17,8 @@ from scope_runtime.audit.merkle import leaf_hash
 from scope_runtime.audit.note import Checkpoint, SigningKey
 from scope_runtime.audit.openings import OpeningsFile, erase, sync, sync_folder, tidy
 from scope_runtime.audit.options import AuditOptions
-from scope_runtime.audit.recover import recover
-from scope_runtime.audit.segments import SEGMENT, Header, LogFiles
+from scope_runtime.audit.recover import Found, recover
+from scope_runtime.audit.segments import RESUMED, SEGMENT, Header, LogFiles
 from scope_runtime.errors import AuditError
 from scope_runtime.events import Event, Kind
 from scope_runtime.files import written_whole
@@ -81,6 +81,9 @@ class Store:
             raise
 
     def _open(self) -> None:
+        if self.files.path.exists():
+            self._fd = os.open(self.files.path, os.O_RDWR | os.O_CLOEXEC)
+            self._lock.hold(self._fd, self.files.path)
         found = recover(self.files)
         self._tree, self._prev, self._size = found.tree, found.prev, found.size
         self._header, self._number = found.header, found.next_number
@@ -93,19 +96,32 @@ class Store:
                 sha256=found.torn_digest,
                 reason="the last record was torn: it was being written when the process ended",
             )
-        if found.redacted:
-            erase(self.files, found.redacted)  # which a crash may have come in the way of
+        self._say_what_is_unsigned(found)
         n_lost = tidy(self.files, self._number, found.sealed)
         if n_lost:
             reason = "their records were being written when the process ended"
             self.note("contents-repaired", n_openings=n_lost, reason=reason)
-        if self.files.path.exists():
-            self._fd = os.open(self.files.path, os.O_RDWR | os.O_CLOEXEC)
         self._find_expired()
         if self._notes or self._rotation_due():
             self.append(())
         else:
             self._housekeeper.start(())
+        if found.redacted and self._checkpointed_all():
+            erase(self.files, found.redacted)  # which a crash may have come in the way of
+
+    def _say_what_is_unsigned(self, found: Found) -> None:
+        """What nobody signed before may have been changed while no process ran; from now on it will be signed."""
+        if self._key is None:
+            return
+        public = self._key.public
+        signed = max((each.size for each in found.met if public.signed(each.note)), default=0)
+        if signed < found.tree.size:
+            self.note(
+                RESUMED,
+                signed=signed,
+                found=found.tree.size,
+                reason="the process before ended without a checkpoint of this key",
+            )
 
     def _new_origin(self) -> str:
         named = self._options.origin or (self._key.name if self._key else None)
@@ -139,9 +155,7 @@ class Store:
                 self._find_expired()
             self._write([*self._notes, *bodies], [o for body in bodies for o in body.openings])
             self._notes.clear()
-            if self._rotated or self._old is not None:
-                self._housekeeper.start(self._old.paths if self._old else ())
-                self._rotated, self._old = False, None
+            self._keep_house()
         except OSError as error:
             message = f"the audit log {self.files.path} cannot be written"
             if error.errno in _NO_SPACE and self._take_back():
@@ -159,6 +173,7 @@ class Store:
                 self.files.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
             )
             self._new_name = True
+            self._lock.hold(self._fd, self.files.path)
         header = self._header
         if header is None:
             header = self._new_header()
@@ -265,12 +280,29 @@ class Store:
             if self._old:
                 self.note("expired", segments=list(self._old.numbers), before=self._old.before)
 
+    def _keep_house(self) -> None:
+        # What goes must be signed off: a record behind the newest checkpoint anybody can have put there.
+        gone = self._old if self._old is not None and self._checkpointed_all() else None
+        if self._rotated or gone is not None:
+            self._housekeeper.start(gone.paths if gone else ())
+            self._rotated, self._old = False, None if gone else self._old
+
     # -- checkpoints
+
+    def _checkpointed_all(self) -> bool:
+        """Makes a checkpoint of all records; whether that worked."""
+        try:
+            self.checkpoint()
+        except AuditError:
+            return False  # the records are safe, and what waits for it is tried again
+        return True
 
     def checkpoint_due_s(self) -> float | None:
         """Seconds until a checkpoint is due; None while there is nothing new."""
         if self._tree.size == self._checkpointed or self._dead:
             return None
+        # A clock that was put back must not put checkpoints off.
+        self._checkpointed_at = min(self._checkpointed_at, self._clock())
         return max(0.0, self._checkpointed_at + self._options.checkpoint_s - self._clock())
 
     def checkpoint(self) -> None:

@@ -11,7 +11,7 @@ from scope_runtime.audit.merkle import Tree, leaf_hash
 from scope_runtime.audit.note import Checkpoint, PublicKey
 from scope_runtime.audit.recover import read_checkpoint
 from scope_runtime.audit.report import Bad, Report
-from scope_runtime.audit.segments import Damaged, LogFiles, parse_line, read_lines
+from scope_runtime.audit.segments import RESUMED, Damaged, LogFiles, parse_line, read_lines
 from scope_runtime.audit.verify_contents import ContentsCheck
 from scope_runtime.audit.walk import Broken, Walk
 from scope_runtime.errors import AuditError
@@ -53,7 +53,7 @@ class _Verification:
         self.report = Report(str(files.path))
         self.beside = beside
         self.walk = Walk()
-        self.expired_before = 0
+        self.expired: list[tuple[int, int]] = []
         self.before_last: tuple[int, tuple[bytes, ...]] = (0, ())
         self.wanted: dict[int, list[Checkpoint]] = {}
 
@@ -109,7 +109,7 @@ class _Verification:
     def _contents(self) -> Bad | None:
         if self.beside is None:
             return None
-        found = self.beside.end(self.expired_before)
+        found = self.beside.end(self._expired_before(), self._vouched())
         report = self.report.contents = self.beside.report
         if report.n_unknown:
             self.report.remarks.append(
@@ -205,7 +205,26 @@ class _Verification:
         elif what == "dropped" and isinstance(record.get("n_events"), int):
             self.report.dropped += record["n_events"]
         elif what == "expired" and isinstance(record.get("before"), int):
-            self.expired_before = max(self.expired_before, record["before"])
+            self.expired.append((self.walk.tree.size - 1, record["before"]))
+        elif what == RESUMED:
+            self._resumed(record)
+
+    def _resumed(self, record: dict[str, Any]) -> None:
+        signed, found = record.get("signed"), record.get("found")
+        if isinstance(signed, int) and isinstance(found, int):
+            self.report.n_resumed += 1
+            self.report.n_unsigned_before += max(0, found - signed)
+
+    def _vouched(self) -> int:
+        """Records before this one are under a checkpoint; all, where there is none.
+
+        What lies behind it anybody can have put there: such a record is no excuse for what is missing.
+        """
+        return self.report.covered if self.wanted else self.walk.tree.size
+
+    def _expired_before(self) -> int:
+        vouched = self._vouched()
+        return max((before for index, before in self.expired if index < vouched), default=0)
 
     def _meets(self, path: Path, number: int) -> Bad | None:
         """Where a checkpoint is of as many records: it is of these."""
@@ -240,9 +259,10 @@ class _Verification:
             return (
                 Bad(0, last, 0, "is missing: the log is empty") if not report.torn_bytes else None
             )
-        if report.first > self.expired_before and not self.partial:
-            what = f"is missing, up to {report.first - 1}, and no record says that it has expired"
-            return Bad(self.expired_before, last, 0, what)
+        expired_before = self._expired_before()
+        if report.first > expired_before and not self.partial:
+            what = f"is missing, up to {report.first - 1}, and no record under a checkpoint says that it has expired"
+            return Bad(expired_before, last, 0, what)
         if report.covered < size and self.wanted:
             report.remarks.append(
                 f"the last {size - report.covered} records are not under a checkpoint yet"

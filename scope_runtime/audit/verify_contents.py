@@ -42,7 +42,7 @@ class ContentsCheck:
         self._here: dict[str, Place] = {}
         self._absent: list[Place] = []
         self._there_though_redacted: dict[str, Place] = {}
-        self._redacted: set[str] = set()
+        self._redacted: dict[str, int] = {}
         self._first: Bad | None = None
 
     def take(self, record: Mapping[str, Any], index: int, path: Path, line: int) -> None:
@@ -51,7 +51,8 @@ class ContentsCheck:
             self.report.n_contents += 1
             said = record.get("request_id"), record.get("time")
             self._here[sealed.text] = Place(index, str(path), line, sealed, *said)
-        self._redacted |= redacted_in(record)
+        for commitment in redacted_in(record):
+            self._redacted.setdefault(commitment, index)
 
     def end_segment(self, number: int | None) -> None:
         """Holds the segment's side file against its records.
@@ -87,23 +88,25 @@ class ContentsCheck:
         if self._first is None or (finding.index or 0) < (self._first.index or 0):
             self._first = finding
 
-    def end(self, expired_before: int) -> Bad | None:
+    def end(self, expired_before: int, vouched: int) -> Bad | None:
         """The first record whose content is not as it should be; None if there is none.
 
         Args:
             expired_before: the log says that records before this one are past their time, with what lies beside them.
+            vouched: records from this one on are under no checkpoint, and excuse nothing that is missing.
         """
-        for commitment in self._redacted & self._there_though_redacted.keys():
+        for commitment in self._redacted.keys() & self._there_though_redacted.keys():
             place = self._there_though_redacted[commitment]
             what = (
                 f"has its {place.sealed.name} beside it, though the log says that it was redacted"
             )
             self._find(Bad(place.index, place.file, place.line, what))
         for place in self._absent:
-            if place.sealed.text in self._redacted:
+            if self._redacted.get(place.sealed.text, vouched) < vouched:
                 self.report.n_redacted += 1
             elif place.index >= expired_before:
                 name = self._files.path.stem
-                what = f"has no {place.sealed.name} in {name}.*.content, and no record says that it was redacted"
+                missing = f"has no {place.sealed.name} in {name}.*.content"
+                what = f"{missing}, and no record under a checkpoint says that it was redacted"
                 self._find(Bad(place.index, place.file, place.line, what))
         return self._first

@@ -126,6 +126,11 @@ def _print(report: Report) -> None:
         typer.echo(f"  note: {remark}")
     if report.repaired:
         typer.echo(f"  note: {report.repaired} torn ends were mended after a crash")
+    if report.n_resumed:
+        typer.echo(
+            f"  note: {report.n_unsigned_before} records were not signed yet when a writer found them"
+            f" ({report.n_resumed} times): whether they were changed before that, only a copy can show"
+        )
     beside = report.contents
     if beside is not None and beside.n_contents:
         typer.echo(

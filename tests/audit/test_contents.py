@@ -207,7 +207,8 @@ def test_28_a_content_that_is_missing_is_named(
     path.write_bytes(b"".join(lines[:2] + lines[3:]))
     assert main(["audit", "verify", str(files.path)]) == 1
     assert (
-        "record 4 has no prompt in audit.*.content, and no record says" in capsys.readouterr().err
+        "record 4 has no prompt in audit.*.content, and no record under a checkpoint says"
+        in capsys.readouterr().err
     )
     path.unlink()
     bad = verify(files).bad
@@ -226,6 +227,22 @@ def test_28_every_byte_of_the_contents_flipped(tmp_path: Path) -> None:
             unseen.append(place)
     assert unseen == []
     assert len(whole) > 800
+
+
+def test_28_an_altered_salt_is_named(tmp_path: Path) -> None:
+    """Where no text is kept, another salt would make a true claim look false."""
+    files = make(tmp_path, 2, Keep.COMMIT)
+    path = files.content_path(0)
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    [record, _] = [r for r in records_of(files) if r["what"] == "summary"]
+    head = b"scope-runtime/audit/content/v1\0prompt/salt\0"
+    digest = hashlib.sha256(head + bytes.fromhex(lines[0]["salt"])).hexdigest()
+    assert record["contents"]["prompt"]["salt"] == digest
+    lines[3]["salt"] = "00" * 32
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bad = verify(files, keys=[KEY.public]).bad
+    assert bad is not None
+    assert (bad.index, "has its output changed" in bad.what) == (4, True)
 
 
 def test_contents_go_with_their_segment(tmp_path: Path) -> None:

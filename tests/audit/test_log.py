@@ -300,6 +300,20 @@ def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
     AuditLog(tmp_path / "log.jsonl").close()
 
 
+def test_two_writers_are_one_too_many_without_the_lock_file_too(tmp_path: Path) -> None:
+    """Somebody took it for stale."""
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.write([event(0)])
+    LogFiles(log.path).lock.unlink()
+    before = log.path.read_bytes()
+    with pytest.raises(AuditError, match="is being written already"):
+        AuditLog(tmp_path / "audit.jsonl")
+    assert log.path.read_bytes() == before
+    log.write([event(1)])
+    log.close()
+    assert verify(LogFiles(log.path)).bad is None
+
+
 def test_29_a_torn_tail_is_repaired_at_every_byte(tmp_path: Path) -> None:
     """What a crash leaves of the last record, at each of its bytes; and the same in a segment that has just begun."""
     path = tmp_path / "log.jsonl"
@@ -372,7 +386,7 @@ def test_what_is_past_its_time_goes_on_record(tmp_path: Path, compress: bool) ->
     files.segments()[0].unlink()
     bad = verify(files, keys=[KEY.public]).bad
     assert bad is not None
-    assert "no record says that it has expired" in str(bad)
+    assert "no record under a checkpoint says that it has expired" in str(bad)
 
 
 def test_checkpoints_come_with_time(tmp_path: Path) -> None:
