@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 import traceback
@@ -18,6 +19,9 @@ from scope_runtime.types import StrEnum
 
 ANYBODY = Holder("anonymous", "", {})
 """Whoever asks where no keys are configured."""
+
+LAST_WORD_S = 5.0
+"""How long clients may take to read that their request was ended."""
 
 TENANT = "tenant"
 """The label by which the queue is fair; without it, the key's name."""
@@ -127,7 +131,9 @@ class Gateway:
         self.phase = Phase.DRAINING
         for job in list(self._jobs):
             job.end(ApiError(503, "The server is shutting down.", code="draining"))
-        await self._idle.wait()
+        # A client that does not read its last event is not waited for.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), LAST_WORD_S)
 
 
 def log_fault(error: BaseException) -> None:

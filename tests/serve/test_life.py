@@ -16,11 +16,12 @@ import pytest
 from scope_runtime.cli.main import main
 from scope_runtime.errors import HookError
 from scope_runtime.llama.answer import Piece
+from scope_runtime.llama.sampling import Sampling
 from scope_runtime.metrics import Metrics
 from scope_runtime.serve.admin import Control
 from scope_runtime.serve.app import public_app
 from scope_runtime.serve.ask import Ask, Began, Done, Item
-from scope_runtime.serve.gateway import Gateway
+from scope_runtime.serve.gateway import ANYBODY, Gateway
 from scope_runtime.serve.keys import KeyRing, digest
 from scope_runtime.serve.options import ServeOptions
 from tests.conftest import Scope
@@ -125,6 +126,22 @@ def test_behaviour_25_what_has_not_ended_at_the_deadline_is_ended() -> None:
         assert (await running).status_code == 503
         assert "draining" in (await streamed).text
         assert (gateway.n_waiting, gateway.n_running) == (0, 0)
+
+    with_gateway(test, drain_s=0.01)
+
+
+def test_behaviour_25_a_client_that_does_not_read_delays_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scope_runtime.serve.gateway.LAST_WORD_S", 0.01)
+
+    async def test(gateway: Gateway, engine: FakeEngine, client: httpx.AsyncClient) -> None:
+        gateway.serve(engine)
+        ask = Ask("the sea is", None, Sampling(), {}, "unread")
+        job = gateway.job([ask], {}, ANYBODY)
+        await gateway.drain()
+        await job.close()
+        assert gateway.n_running == 0
 
     with_gateway(test, drain_s=0.01)
 
