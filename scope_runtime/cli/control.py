@@ -153,13 +153,14 @@ def _post(
         done = client.post(path, body, if_match=if_match)
     if as_json:
         print(json.dumps(done, ensure_ascii=False))
-    elif "policies" in done:
+        return
+    if "policies" in done:
         _print_status(done)
     else:
         word = "in force" if done["changed"] else "in force already"
         print(f"{done['revision']} {word}")
-        if done["note"]:
-            print(f"note: {done['note']}")
+    if done.get("note"):
+        print(f"note: {done['note']}")
 
 
 def _print_status(data: dict[str, Any]) -> None:

@@ -84,8 +84,8 @@ def control_app(lifecycle: Lifecycle, follower: Follower, registry: CollectorReg
 
     @app.post("/-/off")
     def off(request: Request, why: Why = None) -> dict[str, Any]:
-        lifecycle.off(_cause(request, why))
-        return status_data(lifecycle, follower)
+        note = lifecycle.off(_cause(request, why))
+        return status_data(lifecycle, follower) | {"note": note}
 
     @app.post("/-/on")
     def on(request: Request, why: Why = None) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The thread that follows a source: hints from the file system, requests from signals, and a look every few seconds."""
+"""The threads that follow a source and the switch: hints from the file system, requests from signals, regular looks.
+
+There are two, because a build may take its time, and whoever switches off must not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from scope_runtime.errors import ScopeError
@@ -19,34 +24,45 @@ _MOST_DEBOUNCES = 10
 
 
 class Follower:
-    """Follows a lifecycle's source until it is closed.
+    """Follows a lifecycle's source and its switch until it is closed.
 
     Attributes:
         n_looks: how often the files were looked at.
-        trouble: the error of the latest look that failed for another reason than the policies; None if it went well.
     """
 
     def __init__(self, lifecycle: Lifecycle, *, events: bool = True) -> None:
         self._lifecycle = lifecycle
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._asked: deque[Callable[[], object]] = deque()
+        self._reloads: deque[Callable[[], object]] = deque()
+        # Signal handlers put into it, also one in the middle of another: an Event's lock would never be let go then.
+        self._asked: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._troubles: dict[str, ScopeError | None] = {"switch": None, "files": None}
         self.n_looks = 0
-        self.trouble: ScopeError | None = None
-        self._watch = Watch(self._wake.set) if events else None
-        self._thread = threading.Thread(target=self._run, name="scope-follow", daemon=True)
+        self._watch = Watch(self._hint) if events else None
+        self._threads = [
+            threading.Thread(target=self._run, name="scope-follow", daemon=True),
+            threading.Thread(target=self._run_switch, name="scope-switch", daemon=True),
+        ]
 
     def start(self) -> None:
         self._follow_folders()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         self._closing.set()
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._hint()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
         if self._watch is not None:
             self._watch.close()
+
+    @property
+    def trouble(self) -> ScopeError | None:
+        """The error of the latest look that failed for another reason than the policies; None if it went well."""
+        return self._troubles["switch"] or self._troubles["files"]
 
     @property
     def hints(self) -> str:
@@ -59,7 +75,7 @@ class Follower:
         trouble = self._watch.trouble
         return f"{poll} alone ({trouble})" if trouble else f"file system events, {poll}"
 
-    # -- asked for by a signal: what a handler does must be short, so the thread does it
+    # -- asked for by a signal: what a handler does must be short, so the threads do it
 
     def ask_reload(self, cause: Cause, then: Callable[[], object] = lambda: None) -> None:
         """``then`` is called on the thread when the reload is over, whatever came of it."""
@@ -70,40 +86,63 @@ class Follower:
             finally:
                 then()
 
-        self._ask(reload)
+        def hand_over() -> None:
+            self._reloads.append(reload)
+            self._wake.set()
+
+        self._asked.put(hand_over)
 
     def ask_off(self, cause: Cause) -> None:
-        self._ask(lambda: self._lifecycle.off(cause))
+        self._asked.put(lambda: self._lifecycle.off(cause))
 
     def ask_on(self, cause: Cause) -> None:
-        self._ask(lambda: self._lifecycle.on(cause))
+        self._asked.put(lambda: self._lifecycle.on(cause))
 
-    def _ask(self, action: Callable[[], object]) -> None:
-        self._asked.append(action)
+    def _hint(self) -> None:
         self._wake.set()
+        self._asked.put(lambda: None)
 
-    # -- the thread
+    # -- the switch's thread
+
+    def _run_switch(self) -> None:
+        while not self._closing.is_set():
+            asked: list[Callable[[], object]] = []
+            with contextlib.suppress(Empty):
+                asked.append(self._asked.get(timeout=self._lifecycle.options.poll_s))
+                while True:
+                    asked.append(self._asked.get_nowait())
+            self._try("switch", partial(self._do, asked))
+
+    def _do(self, asked: Iterable[Callable[[], object]]) -> None:
+        for action in asked:
+            with contextlib.suppress(ScopeError):  # on record, and what `status` says
+                action()
+        self._lifecycle.follow_switch()
+
+    # -- the files' thread
 
     def _run(self) -> None:
         while not self._closing.is_set():
             # What was asked while files were resting has no wake-up of its own any more.
-            hinted = bool(self._asked) or self._wake.wait(self._lifecycle.options.poll_s)
+            hinted = bool(self._reloads) or self._wake.wait(self._lifecycle.options.poll_s)
             self._wake.clear()
-            try:
-                self._look(hinted)
-                self.trouble = None
-            except ScopeError as error:
-                self.trouble = error
-            except Exception:
-                # A fault of ours must be seen, and must not end the following.
-                told_by_the_thread()
+            self._try("files", partial(self._look, hinted))
             self.n_looks += 1
 
+    def _try(self, what: str, look: Callable[[], object]) -> None:
+        try:
+            look()
+            self._troubles[what] = None
+        except ScopeError as error:
+            self._troubles[what] = error
+        except Exception:
+            # A fault of ours must be seen, and must not end the following.
+            told_by_the_thread()
+
     def _look(self, hinted: bool) -> None:
-        while self._asked:
+        while self._reloads:
             with contextlib.suppress(ScopeError):  # on record, and what `status` says
-                self._asked.popleft()()
-        self._lifecycle.follow_switch()
+                self._reloads.popleft()()
         if hinted:
             self._settle()
         if self._closing.is_set():
@@ -117,7 +156,7 @@ class Follower:
         rest_s = self._lifecycle.options.debounce_ms / 1e3
         deadline = time.monotonic() + _MOST_DEBOUNCES * rest_s
         while self._wake.wait(rest_s) and time.monotonic() < deadline:
-            if self._closing.is_set() or self._asked:
+            if self._closing.is_set() or self._reloads:
                 return
             self._wake.clear()
 

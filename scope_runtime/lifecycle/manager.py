@@ -466,16 +466,30 @@ class Lifecycle:
 
     # -- the switch
 
-    def off(self, cause: Cause) -> None:
-        """Stops all steering by the next token, whatever else goes on. Stays off over a restart."""
+    def off(self, cause: Cause) -> str | None:
+        """Stops all steering by the next token, whatever else goes on. Stays off over a restart.
+
+        Returns:
+            Why it would not stay off over a restart, if it would not.
+        """
         with self._swapping:
             self._set_off(Switch(cause.actor, cause.reason, time.time()), cause)
-            if self.state is not None:
+            if self.state is None:
+                return None
+            try:
                 self.state.set_switch(self._switch)
-                self._switch_on_file = True
+            except ScopeError as error:
+                self._target.record("not-kept", Kind.POLICY, revision=NONE, **error.fields())
+                return f"off, but not kept for a restart: {error}"
+            self._switch_on_file = True
+            return None
 
     def on(self, cause: Cause) -> None:
-        """Steers again, under the last good policies."""
+        """Steers again, under the last good policies.
+
+        Raises:
+            StateError: the switch file cannot be removed, and would switch off again.
+        """
         with self._swapping:
             if self.state is not None:
                 self.state.set_switch(None)

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scope_runtime.errors import Location, ScopeError
-from scope_runtime.files import open_regular, sha256_of, written_whole
+from scope_runtime.files import open_regular, read_exactly, sha256_of, written_whole
 from scope_runtime.lifecycle.history import History
 from scope_runtime.lifecycle.source import ABSENT, Source
 from scope_runtime.select import ProgramSource
@@ -147,24 +147,34 @@ class State:
         """Whether steering is switched off. A file that somebody made by hand counts, whatever is in it."""
         path = self.switch_path
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")[:_MAX_JSON_BYTES]
             made = path.stat().st_mtime
         except FileNotFoundError:
             return None
         except OSError as reason:
             # It is there, or might be: a switch that cannot be read must not keep steering on.
-            return Switch("file", f"{path}: {reason.strerror}", 0.0)
+            return Switch("file", f"{path}: {reason.strerror}", time.time())
         try:
-            data = json.loads(text)
-            return Switch(str(data["actor"]), data.get("reason"), float(data["time"]))
+            with open_regular(path, StateError) as file:
+                data = read_exactly(file, 0, min(os.fstat(file.fileno()).st_size, _MAX_JSON_BYTES))
+        except (StateError, OSError) as reason:
+            return Switch("file", str(reason), made)
+        text = data.decode("utf-8", "replace")
+        try:
+            said = json.loads(text)
+            reason = said.get("reason")
+            return Switch(
+                str(said["actor"]), None if reason is None else str(reason), float(said["time"])
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return Switch("file", text.strip()[:500] or None, made)
 
     def set_switch(self, switch: Switch | None) -> None:
-        """Makes or removes the switch file."""
+        """Makes or removes the switch file. Raises StateError."""
         if switch is None:
-            with contextlib.suppress(FileNotFoundError):
-                self.switch_path.unlink()
+            try:
+                self.switch_path.unlink(missing_ok=True)
+            except OSError as reason:
+                raise _error("cannot be removed", self.switch_path, reason) from None
             return
         self._write_json(self.switch_path, asdict(switch))
 

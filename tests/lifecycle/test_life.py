@@ -7,16 +7,35 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from scope_runtime import Runtime, ScopeError
 from scope_runtime.errors import PolicyErrors
-from scope_runtime.lifecycle import Cause, Options, StaleRevision, StateError
+from scope_runtime.lifecycle import (
+    Cause,
+    Lifecycle,
+    Options,
+    Source,
+    StaleRevision,
+    State,
+    StateError,
+)
+from scope_runtime.lifecycle.build import Bench, Built
+from scope_runtime.lifecycle.follow import Follower
 from scope_runtime.llama.engine import Generation
 from scope_runtime.policy import load_policy, policy_revision
+from scope_runtime.types import ModelShape
+from tests.conftest import Scope
 from tests.lifecycle.conftest import PROMPT, Site, until
+from tests.support.live import HookTarget, InProcess
+from tests.support.random_model import SHAPES
 
 ME = Cause("test", "me", "because")
 QUIET = Options(poll_s=600.0, events=False)  # nothing happens by itself
@@ -345,7 +364,7 @@ def test_behaviour_21_a_file_is_a_switch(site: Site) -> None:
 
 
 def test_what_was_switched_off_without_a_file_is_not_switched_on_by_its_absence(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, scope: Scope
 ) -> None:
     with site.running(QUIET) as runtime:
         lifecycle = runtime.hosted.lifecycle
@@ -354,10 +373,114 @@ def test_what_was_switched_off_without_a_file_is_not_switched_on_by_its_absence(
             raise StateError("the disk is full")
 
         monkeypatch.setattr(lifecycle.state, "set_switch", full)
-        with pytest.raises(StateError):
-            lifecycle.off(ME)
+        done = scope("off", "--control", state_of(site).with_name("control.sock"))
+        assert done.returncode == 0
+        assert "OFF since" in done.stdout
+        assert "note: off, but not kept for a restart: the disk is full" in done.stdout
         lifecycle.follow_switch()
         assert in_force(runtime) == "none"
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def strange_json(path: Path) -> None:
+    path.write_text('{"actor": ["me"], "reason": {"x": 1}, "time": 1}', encoding="utf-8")
+
+
+@pytest.mark.parametrize("make", [directory, pipe, link_to_itself, strange_json])
+def test_behaviour_21_whatever_lies_at_the_switch_means_off(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    state = State(tmp_path / "state")
+    assert state.switch() is None
+    make(state.switch_path)
+    switch = state.switch()
+    assert switch is not None
+    assert isinstance(switch.reason, str)
+    if make is directory:
+        with pytest.raises(StateError, match=r"off\.json: cannot be removed"):
+            state.set_switch(None)
+    else:
+        state.set_switch(None)
+        assert state.switch() is None
+
+
+class Slow(InProcess):
+    """A builder that takes until it is let go."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.may, self.begun = Event(), Event()
+        self.may.set()
+
+    def build(self, source: Source, named: tuple[str, ...] = ()) -> Built:
+        self.begun.set()
+        self.may.wait()
+        return super().build(source, named)
+
+
+@pytest.mark.parametrize("way", ["signal", "file", "call"])
+def test_behaviour_21_the_switch_waits_for_no_build(site: Site, way: str) -> None:
+    shape = SHAPES["qwen3"]
+    bench = Bench(ModelShape(shape.architecture, shape.n_layer, shape.n_embd))
+    builder, state = Slow(bench), State(state_of(site))
+    with closing(HookTarget(bench.shape)) as target:
+        lifecycle = Lifecycle(
+            target, Source(site.policy), bench, state, Options(poll_s=30.0), builder=builder
+        )
+        lifecycle.start()
+        good = target.runs()
+        with closing(Follower(lifecycle)) as follower:
+            follower.start()
+            builder.begun.clear()
+            builder.may.clear()
+            try:
+                site.replace(site.text_with("0.25"))
+                follower.ask_reload(ME)
+                builder.begun.wait()
+                if way == "signal":
+                    follower.ask_off(ME)
+                elif way == "file":
+                    state.switch_path.touch()
+                else:
+                    lifecycle.off(ME)
+                until(lambda: lifecycle.switch is not None, "it is off")
+                assert target.runs() == "none"
+                if way == "signal":
+                    follower.ask_on(ME)
+                    until(lambda: lifecycle.switch is None, "it is on")
+                    assert target.runs() == good
+            finally:
+                builder.may.set()
+
+
+def test_behaviour_21_a_burst_of_signals_locks_nothing_up(site: Site) -> None:
+    """A handler may run in the middle of another, at any byte code; and the last one counts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        with site.running(QUIET) as runtime:
+            runtime.hosted.handle_signals()
+            burst = f"""
+import os, signal
+for _ in range(3000):
+    os.kill({os.getpid()}, signal.SIGUSR2)
+    os.kill({os.getpid()}, signal.SIGUSR1)
+"""
+            subprocess.run([sys.executable, "-c", burst], check=True)
+            until(lambda: runtime.hosted.lifecycle.switch is not None, "it is off")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_behaviours_15_and_21_signals_reload_and_switch(site: Site) -> None:
