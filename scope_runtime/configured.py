@@ -37,6 +37,8 @@ def configured(config: RuntimeConfig) -> Runtime:
             undo.callback(telemetry.close)
         alerts = AlertManager(config.alerts)
         undo.callback(alerts.close)
+        if config.audit is not None and config.alerts.state is not None:
+            alerts.catch_up(newest(LogFiles(Path(config.audit.path)), 1))
         runtime = Runtime(
             config.model,
             config.policy,
@@ -58,6 +60,8 @@ def configured(config: RuntimeConfig) -> Runtime:
         runtime.hosted.configured_by(config, lambda new: alerts.configure(new.alerts))
         if drift is not None:
             runtime.hosted.metrics.read(drift_reader(drift))
+            # The alerts' state does not say what holds them: drift itself does, out of the log.
+            alerts.write(drift.standing())
             drift.start(runtime.write)
         if at is not None:
             runtime.hosted.serve_metrics(at)

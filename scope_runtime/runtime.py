@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
@@ -238,9 +239,22 @@ class Runtime:
     # -- a sink itself: one place through which every event goes
 
     def write(self, events: Sequence[Event]) -> None:
-        """Hands events to the memory and to the audit log."""
+        """Hands events to every sink: what one cannot take, those after it get all the same.
+
+        Raises:
+            Exception: the first that a sink raised, such as AuditError.
+        """
+        first: Exception | None = None
         for sink in self._sinks:
-            sink.write(events)
+            try:
+                sink.write(events)
+            except Exception as error:
+                if first is None:
+                    first = error
+                elif error is not first:
+                    first.__context__ = error  # so that a traceback shows both
+        if first is not None:
+            raise first
 
     def record(self, what: str, kind: Kind, **detail: object) -> None:
         """Puts an event that concerns no request on record."""
@@ -488,8 +502,10 @@ class Runtime:
 
     def _close_sinks(self) -> None:
         # Backwards: what one puts on record while it closes, the log still takes.
-        for sink in reversed(self._sinks):
-            sink.close()
+        # Each of them, whatever another does: a log that is not closed has no checkpoint of its end.
+        with ExitStack() as closing:
+            for sink in self._sinks:
+                closing.callback(sink.close)
 
     def __enter__(self) -> Runtime:
         return self

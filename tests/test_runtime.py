@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from scope_runtime import Runtime, ScopeError
+from scope_runtime.audit.segments import LogFiles
+from scope_runtime.audit.verify import verify
 from scope_runtime.errors import HookError, UsageError
-from scope_runtime.events import Event
+from scope_runtime.events import Event, Kind
 from scope_runtime.llama import library
 from scope_runtime.llama.engine import Generation
 from tests.conftest import Tiny
@@ -334,3 +336,33 @@ def test_a_sink_gets_every_event_and_is_closed_with_the_runtime(tiny: Tiny) -> N
         assert noted.events == list(rt.events())
         assert noted.closed == 0
     assert noted.closed == 1
+
+
+class Broken:
+    """Takes nothing once it is told so, and cannot be closed either."""
+
+    broken = False
+
+    def write(self, events: Sequence[Event]) -> None:
+        if self.broken:
+            raise UsageError("cannot take it")
+
+    def close(self) -> None:
+        raise UsageError("cannot be closed")
+
+
+def test_a_sink_that_fails_takes_nothing_from_the_others(tiny: Tiny, tmp_path: Path) -> None:
+    """Not an event from those after it, not its end from the audit log, and nobody overlooks it."""
+    broken, noted = Broken(), Noted()
+    log = tmp_path / "audit.jsonl"
+    rt = Runtime(tiny.model, tiny.policy, sinks=[broken, noted], audit=log, n_ctx=128, n_threads=1)
+    broken.broken = True
+    with pytest.raises(UsageError, match="cannot take it"):
+        rt.record("note", Kind.RUNTIME)
+    assert noted.events == list(rt.events())
+    assert noted.events[-1].what == "note"
+    with pytest.raises(UsageError, match="cannot be closed"):
+        rt.close()
+    assert noted.closed == 1
+    report = verify(LogFiles(log))
+    assert (report.bad, report.covered) == (None, report.n_records)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +18,18 @@ from scope_runtime.alerts.filing import Filing
 from scope_runtime.alerts.groups import Groups
 from scope_runtime.alerts.options import AlertOptions, Receiver
 from scope_runtime.alerts.outbox import Notification, Outbox
-from scope_runtime.alerts.records import alert_event, delivery_events
+from scope_runtime.alerts.records import alert_event, delivery_events, fired_event
 from scope_runtime.alerts.send import Attempt, Verdict, send
-from scope_runtime.alerts.states import AlertStates, Labels, State
+from scope_runtime.alerts.states import (
+    DOSE_EXCESS,
+    DRIFT,
+    DRIFT_RESOLVED,
+    AlertStates,
+    Labels,
+    State,
+)
 from scope_runtime.errors import ScopeError
-from scope_runtime.events import Event
+from scope_runtime.events import Event, Kind
 
 HEARTBEAT_S = 15.0
 """How often the state is kept while nothing but the time of the last firing changes."""
@@ -30,7 +37,10 @@ HEARTBEAT_S = 15.0
 Post = Callable[[Receiver, dict[str, Any], str, float], Attempt]
 Record = Callable[[Sequence[Event]], None]
 _FAULT = Attempt(Verdict.RETRY, None, "a fault of ours; see the process' output")
-_SEEN = ("firing", "resolved", "dose-excess", "summary")
+_FIRED = ("firing", DOSE_EXCESS)
+_SEEN = (*_FIRED, "resolved", "summary", DRIFT, DRIFT_RESOLVED)
+_ON_THE_WAY_S = 5.0
+"""How old an event may be when it is taken in, at most: it may have happened before the state was kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +103,13 @@ class AlertBook:
         self._raised: set[Labels] = set()
         self._record: Record | None = None
         self._must_turn = False
-        self._must_save = False
+        self._must_save = True  # so that the next process knows since when to look
         self._saved_at = clock()
         _check_secrets(options)
         self._filing = Filing(options.state, options.dead_letter, clock)
-        self._restore(self._filing.open())
+        kept = self._filing.open()
+        self._kept_at = kept.saved_at
+        self._restore(kept)
         self._unsaid = [self._filing.lost] if self._filing.lost is not None else []
 
     def bind(self, record: Record) -> None:
@@ -122,6 +134,20 @@ class AlertBook:
             if news:
                 self._must_turn = True
                 self.changed.notify_all()
+
+    def catch_up(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Takes in what a log says of alerts since the state was kept last: its process ended before it could be.
+
+        For the time before the first event. The requests ended with their process.
+        """
+        for record in records:
+            at = record.get("time")
+            fired = record.get("kind") == Kind.ALERT and record.get("what") in _FIRED
+            if fired and isinstance(at, (int, float)) and at > self._kept_at - _ON_THE_WAY_S:
+                with self.changed:
+                    self._states.take_up(fired_event(record), at, self._clock())
+                    self._must_turn = self._must_save = True
+                    self.changed.notify_all()
 
     # -- time
 
@@ -243,7 +269,15 @@ class AlertBook:
             }
 
     def _restore(self, kept: Kept) -> None:
-        self._states.restore(kept.alerts, kept.saved_at, self._clock())
+        now = self._clock()
+        self._states.restore(kept.alerts, kept.saved_at, now)
+        ahead_s = max(kept.saved_at - now, 0.0)  # the clock was put back meanwhile
+        for group in kept.groups:
+            group.first_at -= ahead_s
+            group.told_at = None if group.told_at is None else group.told_at - ahead_s
+        for notification in kept.waiting:
+            notification.made_at -= ahead_s
+            notification.next_at -= ahead_s
         self._raised = {a.labels for a in self._states if a.state is State.FIRING}
         self._groups.groups = {(each.receiver, each.labels): each for each in kept.groups}
         self._groups.configure(self.options)

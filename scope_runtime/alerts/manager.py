@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from scope_runtime.alerts.book import AlertBook, Post, ReceiverCounts, Record, post_once
 from scope_runtime.alerts.options import AlertOptions
+from scope_runtime.clocks import SteadyClock
 from scope_runtime.events import Event
 
 _LONGEST_WAIT_S = 30.0
-"""The wall clock may be set while a thread waits."""
+"""The wall clock may be put forward while a thread waits."""
 _AFTER_FAULT_S = 1.0
 
 
@@ -23,7 +24,8 @@ class AlertManager:
     ``write`` never waits for a receiver or a file.
 
     Args:
-        clock: seconds since the epoch.
+        clock: seconds since the epoch that never go back; a steady clock by default, so that one that is put back
+            delays nobody's notification.
         close_wait_s: how long ``close`` waits for a delivery that is under way; what was not delivered is kept, and
             delivered after the next start.
 
@@ -35,13 +37,13 @@ class AlertManager:
         self,
         options: AlertOptions,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random,
         post: Post = post_once,
         close_wait_s: float = 5.0,
     ) -> None:
-        self.book = AlertBook(options, clock=clock, chance=chance, post=post)
-        self._clock = clock
+        self._clock = clock or SteadyClock()
+        self.book = AlertBook(options, clock=self._clock, chance=chance, post=post)
         self._close_wait_s = close_wait_s
         self._closing = False
         self._threads: dict[str | None, threading.Thread] = {}
@@ -95,6 +97,10 @@ class AlertManager:
     def bind(self, record: Record) -> None:
         """Puts what came of notifications on record there: ``Runtime.write``."""
         self.book.bind(record)
+
+    def catch_up(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Takes out of an audit log what an earlier process saw and did not live to keep."""
+        self.book.catch_up(records)
 
     def write(self, events: Sequence[Event]) -> None:
         """Takes events in order. Never raises, never waits for I/O."""

@@ -130,6 +130,7 @@ class AlertOptions:
         request_labels: labels of requests that tell alerts apart; each value is an alert of its own.
         external_labels: labels that every alert gets, such as which instance it is.
         dose_excess: whether the dose limit's acting is an alert too.
+        drift: whether drift is.
         max_alerts: from this many on, request labels no longer tell alerts apart.
         group_by: labels whose values decide which alerts share a notification.
         group_wait_s: how long a new group waits for more alerts.
@@ -150,6 +151,7 @@ class AlertOptions:
     request_labels: tuple[str, ...] = ()
     external_labels: Mapping[str, str] = field(default_factory=dict)
     dose_excess: bool = True
+    drift: bool = True
     max_alerts: int = 1000
     group_by: tuple[str, ...] = ("policy",)
     group_wait_s: float = 1.0

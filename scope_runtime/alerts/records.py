@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from scope_runtime.alerts.body import fingerprint
 from scope_runtime.alerts.outbox import Notification
 from scope_runtime.alerts.send import Attempt, Verdict
@@ -50,3 +53,22 @@ def delivery_events(
         )
         for what in ((first, "dead-letter") if dead else (first,))
     ]
+
+
+def fired_event(record: Mapping[str, Any]) -> Event:
+    """The event ``firing`` or ``dose-excess`` of a log's record, as far as an alert is made of it."""
+    labels, features, mode = record.get("labels"), record.get("features"), record.get("mode")
+    return Event(
+        kind=Kind.ALERT,
+        what=str(record["what"]),
+        time=float(record["time"]),
+        request_id=record.get("request_id"),
+        labels=dict(labels) if isinstance(labels, dict) else {},
+        rule=record.get("rule"),
+        features=tuple(map(str, features)) if isinstance(features, list) else (),
+        mode=None if mode is None else str(mode),
+        detail={key: record[key] for key in _OF_AN_ALERT if record.get(key) is not None},
+    )
+
+
+_OF_AN_ALERT = ("policy", "severity", "actions", "revision", "position", "activation", "dose")

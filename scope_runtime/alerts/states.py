@@ -18,6 +18,7 @@ Labels = tuple[tuple[str, str], ...]
 """Sorted pairs: an alert's identity."""
 
 DOSE_EXCESS = "dose-excess"
+DRIFT, DRIFT_RESOLVED = "drift", "drift-resolved"
 LONGEST_REQUEST_S = 3600.0
 """A request whose end nobody reported must not keep an alert firing for ever."""
 FORGET_AFTER_S = 3600.0
@@ -45,6 +46,7 @@ class Alert:
         ends_at: when it was over; None before.
         webhook: whether its policy asks for receivers to be told.
         n_firings: how often its rule began to fire in a request.
+        held: it fires until an event says that it is over; no request of its own keeps it firing.
     """
 
     labels: Labels
@@ -56,6 +58,7 @@ class Alert:
     ends_at: float | None
     webhook: bool
     n_firings: int
+    held: bool = False
 
     @property
     def label(self) -> dict[str, str]:
@@ -74,6 +77,7 @@ class Alert:
             "ends_at": self.ends_at,
             "webhook": self.webhook,
             "n_firings": self.n_firings,
+            "held": self.held,
         }
 
     @classmethod
@@ -89,6 +93,7 @@ class Alert:
             ends_at=None if data["ends_at"] is None else float(data["ends_at"]),
             webhook=bool(data["webhook"]),
             n_firings=int(data["n_firings"]),
+            held=bool(data.get("held", False)),
         )
 
 
@@ -127,6 +132,8 @@ class AlertStates:
         if event.kind is Kind.ALERT and event.what == DOSE_EXCESS and self.options.dose_excess:
             self._fires(event, now)
             return True
+        if event.kind is Kind.ALERT and event.what in (DRIFT, DRIFT_RESOLVED):
+            return self.options.drift and self._drifts(event, now)
         if event.request_id is None or event.request_id not in self._open:
             return False
         if event.kind is Kind.ALERT and event.what == "resolved":
@@ -136,6 +143,22 @@ class AlertStates:
                 self._see(labels, now)
             return True
         return False
+
+    def take_up(self, event: Event, at: float, now: float) -> None:
+        """A firing that an earlier process saw at a time of its own, if it did not keep it; its request is over."""
+        old = self.alerts.get(self._identity(event))
+        if old is None or old.seen_at < at:
+            self._fires(event, now)
+
+    def _drifts(self, event: Event, now: float) -> bool:
+        """What is seen over many requests begins and ends by events of its own."""
+        begins = event.what == DRIFT
+        labels = self._fires(event, now) if begins else self._identity(event)
+        if labels not in self.alerts:
+            return False
+        self._see(labels, now)
+        self.alerts[labels] = replace(self.alerts[labels], held=begins)
+        return True
 
     def _rests(self, event: Event, now: float) -> bool:
         rule, policy = self._names(event)
@@ -152,7 +175,9 @@ class AlertStates:
     def _fires(self, event: Event, now: float) -> Labels:
         labels = self._identity(event)
         old = self.alerts.get(labels)
-        webhook = event.what == DOSE_EXCESS or Action.WEBHOOK in event.detail.get("actions", ())
+        webhook = event.what in (DOSE_EXCESS, DRIFT) or (
+            Action.WEBHOOK in event.detail.get("actions", ())
+        )
         if old is None:
             state = State.PENDING if self.options.for_s > 0 else State.FIRING
             about = about_firing(event)
@@ -193,6 +218,8 @@ class AlertStates:
                 self._see(labels, now)
             if not alerts:
                 del self._open[request]
+        for labels in [labels for labels, alert in self.alerts.items() if alert.held]:
+            self._see(labels, now)
         for labels, alert in list(self.alerts.items()):
             over = self._over_at(alert)
             if self._is_open(labels) or now < over:
@@ -209,11 +236,12 @@ class AlertStates:
             if not self._is_open(labels)
         ]
         for alerts in self._open.values():
-            for labels, since in alerts.items():
-                due.append(since + LONGEST_REQUEST_S + 1)
-                alert = self.alerts.get(labels)
-                if alert is not None and alert.state is State.PENDING:
-                    due.append(alert.active_at + self.options.for_s)
+            due += [since + LONGEST_REQUEST_S + 1 for since in alerts.values()]
+        due += [
+            alert.active_at + self.options.for_s
+            for labels, alert in self.alerts.items()
+            if alert.state is State.PENDING and self._is_open(labels)
+        ]
         return max(min(due), now) if due else None
 
     def _over_at(self, alert: Alert) -> float:
@@ -221,7 +249,9 @@ class AlertStates:
         return alert.seen_at + self.options.window_s + kept
 
     def _is_open(self, labels: Labels) -> bool:
-        return any(labels in alerts for alerts in self._open.values())
+        alert = self.alerts.get(labels)
+        held = alert is not None and alert.held
+        return held or any(labels in alerts for alerts in self._open.values())
 
     def take_ended(self) -> list[Alert]:
         """The alerts that were resolved since this was last asked."""
@@ -231,13 +261,20 @@ class AlertStates:
     def restore(self, alerts: Iterable[Alert], saved_at: float, now: float) -> None:
         """Takes up what an earlier process left.
 
-        While no process ran nothing was seen, so that time counts neither towards ``for`` nor towards the end.
+        While no process ran nothing was seen, so that time counts neither towards ``for`` nor towards the end. What
+        was held is no longer: whoever holds it says so again.
         """
-        down_s = max(now - saved_at, 0.0)
-        for alert in alerts:
+        # Less than nothing where the clock was put back meanwhile.
+        down_s = now - saved_at
+        for alert in (replace(each, held=False) for each in alerts):
             if alert.state is State.FIRING:
                 seen_at = alert.seen_at + down_s
-                self.alerts[alert.labels] = replace(alert, seen_at=seen_at)
+                self.alerts[alert.labels] = replace(
+                    alert,
+                    active_at=min(alert.active_at, now),
+                    seen_at=seen_at,
+                    starts_at=min(alert.starts_at, now),
+                )
             elif alert.state is State.PENDING and down_s <= FORGET_AFTER_S:
                 self.alerts[alert.labels] = replace(
                     alert,
@@ -252,6 +289,9 @@ class AlertStates:
     # -- who it is
 
     def _names(self, event: Event) -> tuple[str, str]:
+        if event.what in (DRIFT, DRIFT_RESOLVED):
+            # The rule has alerts of its own; this is none of them.
+            return DRIFT, str(event.detail.get("policy") or "")
         return event.rule or DOSE_EXCESS, str(event.detail.get("policy") or "")
 
     def _identity(self, event: Event) -> Labels:
@@ -262,6 +302,8 @@ class AlertStates:
             "policy": policy,
             "severity": str(event.detail.get("severity") or Severity.WARNING),
         }
+        if event.what in (DRIFT, DRIFT_RESOLVED) and event.rule is not None:
+            own["rule"] = event.rule
         told = {
             name: event.labels[name]
             for name in self.options.request_labels
@@ -286,6 +328,8 @@ def about_firing(event: Event) -> dict[str, str]:
         out["mode"] = str(event.mode)
     if event.features:
         out["features"] = ", ".join(event.features)
+    if event.detail.get("psi") is not None:
+        out["psi"] = f"{event.detail['psi']:g}"
     for key in ("activation", "dose"):
         most = (event.detail.get(key) or {}).get("max")
         if most is not None:
@@ -297,4 +341,6 @@ def _summary(event: Event) -> str:
     policy = event.detail.get("policy") or "a policy"
     if event.what == DOSE_EXCESS:
         return f"the dose limit of {policy} acted"
+    if event.what == DRIFT:
+        return f"what {event.rule} of {policy} measures is not what it was: the traffic or the model changed"
     return f"{event.rule} of {policy} fires"

@@ -189,6 +189,15 @@ class DriftSink:
             if self._due():
                 self._changed.notify_all()
 
+    def standing(self) -> list[Event]:
+        """The alerts ``drift`` that are on record and not over, for whoever forgot them with an earlier process."""
+        with self._changed:
+            firing = [state for state in self._states.values() if state.firing_since is not None]
+        return [
+            self._event(FIRING, self._clock(), state.rule, {"since": state.firing_since})
+            for state in firing
+        ]
+
     def settle(self) -> None:
         """Returns when no look is due or being taken."""
         with self._changed:

@@ -352,3 +352,107 @@ def test_observing_touches_no_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
             once(book, f"r{n}")
     assert book.status()["alerts"][0]["n_firings"] == 1000
     assert desk.tried == []
+
+
+def drift(what: str = "drift") -> Event:
+    return firing(None, what=what, actions=())
+
+
+def test_drift_fires_until_it_is_over_and_is_none_of_the_rules_own_alerts(desk: Desk) -> None:
+    book = desk.open(window_s=60)
+    book.observe([drift()])
+    once(book)
+    desk.run(book, 7200)
+    assert desk.said() == [
+        ("firing", ["drift:firing", "watch:firing"]),
+        ("firing", ["watch:resolved", "drift:firing"]),
+    ]
+    (told,) = [a for a in desk.got[0]["alerts"] if a["labels"]["alertname"] == "drift"]
+    assert told["labels"] == {
+        "alertname": "drift",
+        "policy": "tiny",
+        "rule": "watch",
+        "severity": "warning",
+    }
+    book.observe([drift("drift-resolved")])
+    desk.run(book, 7300)
+    assert desk.said()[-1] == ("resolved", ["drift:resolved"])
+    assert book.status()["alerts"] == []
+
+
+def test_drift_is_held_over_a_restart_by_who_says_so_again(desk: Desk) -> None:
+    book = desk.open(window_s=60)
+    book.observe([drift()])
+    desk.run(book, 10)
+    book.close()
+    desk.now += 3600
+    again = desk.open(window_s=60)
+    again.observe([drift()])
+    desk.run(again, 7200)
+    assert desk.said() == [("firing", ["drift:firing"])]
+    again.close()
+    last = desk.open(window_s=60)
+    desk.run(last, 7300)  # nobody watches drift any more
+    assert desk.said()[-1] == ("resolved", ["drift:resolved"])
+
+
+def test_drift_is_pending_as_long_as_any_alert(desk: Desk) -> None:
+    book = desk.open(window_s=60, for_s=100)
+    book.observe([drift()])
+    desk.run(book, 200)
+    assert [at for at, _ in desk.tried] == [100]
+
+
+def test_drift_is_left_out_where_nobody_wants_it(desk: Desk) -> None:
+    book = desk.open(drift=False)
+    book.observe([drift()])
+    desk.run(book, 10)
+    assert desk.got == []
+
+
+def test_a_firing_that_its_process_did_not_live_to_keep_is_taken_out_of_the_log(desk: Desk) -> None:
+    """Behaviour 22 with a process that dies before its alerts' thread ever turns."""
+    once(desk.open(), rule="earlier")
+    desk.run(desk.books[0], 10)
+    desk.books[0]._filing._held.close()  # as the kernel does with a dead process' lock
+    crashed = desk.open()
+    events = [
+        replace(firing("r1", rule="earlier"), time=START),
+        replace(firing("r2", labels={"tenant": "acme"}), time=START + 30),
+        replace(firing("r3", what="resolved"), time=START + 31),
+        replace(ended("r2"), time=START + 31),
+    ]
+    desk.now += 50
+    crashed.catch_up([event.record() for event in events])
+    # What was kept is not counted again.
+    assert [alert["n_firings"] for alert in crashed.status()["alerts"]] == [1, 1]
+    desk.run(crashed, 100)
+    assert desk.said() == [
+        ("firing", ["earlier:firing"]),
+        ("firing", ["watch:firing", "earlier:firing"]),
+    ]
+    told = desk.got[1]["alerts"][0]
+    assert told["annotations"]["request_id"] == "r2"
+    assert told["annotations"]["summary"] == "watch of tiny fires"
+    # Its request is over with its process.
+    desk.run(crashed, 300)
+    assert crashed.status()["alerts"] == []
+
+
+def test_a_clock_that_is_put_back_between_processes_delays_nobody(desk: Desk) -> None:
+    book = desk.open(window_s=60, group_interval_s=60)
+    desk.answer = lambda body: BROKEN
+    once(book)
+    desk.run(book, 100)
+    book.close()
+    desk.now -= 86_400
+    desk.answer = lambda body: OK
+    put_back = desk.now
+    again = desk.open(window_s=60, group_interval_s=60)
+    once(again, rule="other")
+    desk.run(again, desk.now - START + 400)
+    assert [body["status"] for body in desk.got].count("firing") >= 1
+    names = {a["labels"]["alertname"] for body in desk.got for a in body["alerts"]}
+    assert names == {"watch", "other"}
+    assert desk.now == put_back + 400
+    assert again.status()["alerts"] == []

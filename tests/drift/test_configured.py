@@ -41,8 +41,11 @@ def write(tiny: Tiny, folder: Path, text: str = CONFIG) -> Path:
     return path
 
 
-def ask(path: Path) -> tuple[dict[str, float], list[str]]:
-    """30 prompts; what a scraper reads of rule ``watch`` once they were looked at, and what was said of drift."""
+def ask(path: Path) -> tuple[dict[str, float], list[str], list[str]]:
+    """30 prompts; what a scraper reads of rule ``watch`` once they were looked at, and what was said of drift.
+
+    Last the rules that an alert ``drift`` over all requests is firing for.
+    """
     rng = np.random.default_rng(1)
     with configured(load_config(path)) as runtime:
         for _ in range(30):
@@ -55,7 +58,10 @@ def ask(path: Path) -> tuple[dict[str, float], list[str]]:
             for one in metric.samples
             if one.labels in ({}, {"policy": "tiny", "rule": "watch"})
         }
-        return scraped, [e.what for e in runtime.events() if e.what.startswith("drift")]
+        alerts = runtime.hosted.lifecycle.alerts
+        assert alerts is not None
+        held = [a["labels"]["rule"] for a in alerts()["alerts"] if "rule" in a["labels"]]
+        return scraped, [e.what for e in runtime.events() if e.what.startswith("drift")], held
 
 
 def moved(found: Sample) -> Sample:
@@ -75,18 +81,22 @@ def test_the_watch_runs_alarms_and_is_scraped(tiny: Tiny, tmp_path: Path) -> Non
     assert {rule.name for rule in normal.measured} == {"tiny/quiet", "tiny/watch"}
     write_baseline(tmp_path / "baseline.json", Baseline(normal, "log", {}))
     path = write(tiny, tmp_path)
-    scraped, said = ask(path)
-    assert said == []
+    scraped, said, held = ask(path)
+    assert (said, held) == ([], [])
     assert {f.name for f in FAMILIES if f.group == "Drift"} <= scraped.keys()
     assert scraped["scope_drift_looks_total"] == 1
     assert scraped["scope_drift_window_requests"] == 30
     assert scraped["scope_drift_firing"] == 0
     write_baseline(tmp_path / "baseline.json", Baseline(moved(normal), "log", {}))
-    scraped, said = ask(path)
-    assert said == ["drift", "drift"]
+    scraped, said, held = ask(path)
+    assert (said, held) == (["drift", "drift"], ["quiet", "watch"])
     assert scraped["scope_drift_firing"] == 1
     on_record = [record["rule"] for record in read(files) if record["what"] == "drift"]
     assert sorted(on_record) == ["quiet", "watch"]
+    with configured(load_config(path)) as runtime:
+        alerts = runtime.hosted.lifecycle.alerts
+        assert alerts is not None
+        assert sorted(a["labels"]["rule"] for a in alerts()["alerts"]) == ["quiet", "watch"]
 
 
 def test_what_is_wrong_is_told_before_the_model_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
