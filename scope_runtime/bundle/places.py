@@ -67,6 +67,12 @@ def is_server(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def shown(text: str) -> str:
+    """A place for messages and records: what stands after the ``?`` of an address is often a secret."""
+    address, mark, _ = text.partition("?")
+    return f"{address}?…" if mark and is_server(text) else text
+
+
 def place(text: str, *, token: str | None = None, ca: Path | None = None) -> Place:
     """The place that a text names: ``https://…``, ``oci:FOLDER[:TAG]``, or a path.
 
@@ -285,7 +291,7 @@ class ServerPlace:
             except httpx.HTTPError as reason:
                 raise BundleError(
                     "the server cannot be asked",
-                    location=Location(self.address),
+                    location=Location(shown(self.address)),
                     found=str(reason) or type(reason).__name__,
                 ) from None
 
@@ -309,11 +315,11 @@ class ServerPlace:
             for chunk in answer.iter_raw(_CHUNK):
                 n_bytes += len(chunk)
                 if n_bytes > max_bytes:
-                    raise _too_large(self.address, max_bytes)
+                    raise _too_large(shown(self.address), max_bytes)
                 if time.monotonic() > ends:
                     raise BundleError(
                         "the server sends too slowly",
-                        location=Location(self.address),
+                        location=Location(shown(self.address)),
                         found=f"{n_bytes} bytes in {self.whole_s:g} s",
                     )
                 digest.update(chunk)
@@ -326,28 +332,33 @@ class ServerPlace:
         """Waits until the server may have another version than the one seen; a hint, of which nothing is used.
 
         Raises:
-            BundleError: it cannot be asked.
+            BundleError: it cannot be asked, or refuses.
         """
         headers = {"If-None-Match": seen, "Prefer": f"wait={wait_s:.0f}", "Accept": MEDIA_TYPE}
         with (
             self._client(wait_s) as client,
             client.stream("GET", self.address, headers=headers) as answer,
         ):
-            return answer.status_code != httpx.codes.NOT_MODIFIED
+            if answer.status_code == httpx.codes.NOT_MODIFIED:
+                return False
+            if answer.status_code != httpx.codes.OK:
+                raise self._refused(answer)
+            # A server that knows no 304 says 200 each time, and has then held nothing back.
+            return answer.headers.get("ETag", seen) != seen
 
     def push(self, bundle: Path, name: str) -> str:
         with self._client(0.0) as client, bundle.open("rb") as file:
             answer = client.put(self.address, content=file, headers={"Content-Type": MEDIA_TYPE})
         if not answer.is_success:
             raise self._refused(answer)
-        return self.address
+        return shown(self.address)
 
     def _refused(self, answer: httpx.Response) -> BundleError:
         return BundleError(
             "the server gives no bundle"
             if answer.request.method == "GET"
             else "the server refused it",
-            location=Location(self.address),
+            location=Location(shown(self.address)),
             found=f"{answer.status_code} {answer.reason_phrase}",
         )
 

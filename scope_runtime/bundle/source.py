@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from scope_runtime.bundle.archive import DEFAULT_MAX_BYTES, Bundle, read_archive
-from scope_runtime.bundle.places import ServerPlace, place
+from scope_runtime.bundle.manifest import MANIFEST
+from scope_runtime.bundle.places import ServerPlace, place, shown
 from scope_runtime.errors import BundleError, Location, ScopeError, UsageError
 from scope_runtime.files import written_whole
 
@@ -30,8 +33,8 @@ _UNPACKED = "unpacked"
 class BundleSource:
     """One place to fetch from, and one folder of our own to keep what was good.
 
-    Nothing of a bundle reaches ``folder`` before its signature and every byte were checked. Not for use by
-    several threads or processes at once.
+    Nothing of a bundle reaches ``folder`` before its signature and every byte were checked. One thread may fetch
+    while another uses what was fetched before; not for use by several processes at once.
 
     Args:
         where: see `place`.
@@ -59,7 +62,7 @@ class BundleSource:
         if where.startswith("http://") and not keys:
             raise UsageError(
                 "bundles over plain HTTP need a key",
-                found=where,
+                found=shown(where),
                 expected="a public key, or https://",
             )
         self._where = where
@@ -68,6 +71,8 @@ class BundleSource:
         self._keys = tuple(keys)
         self._max_bytes = max_bytes
         self._seen: str | None = None
+        self._files = threading.Lock()  # held while files are moved, never while somebody is asked
+        self._newest: Bundle | None = None
         try:
             (folder / _UNPACKED).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as reason:
@@ -91,20 +96,28 @@ class BundleSource:
             archive = temporary / "fetched"
             with archive.open("wb") as out:
                 version = self._place.fetch(
-                    out, self._seen, wait_s=wait_s, max_bytes=self._max_bytes
+                    cast("BinaryIO", OnlyBundles(out, shown(self._where))),
+                    self._seen,
+                    wait_s=wait_s,
+                    max_bytes=self._max_bytes,
                 )
             if version is None:
                 return None
-            try:
-                bundle = self._unpacked(archive, temporary)
-            except ScopeError as error:
-                if error.location == Location(str(archive)):  # a name that means nothing to anybody
-                    error.location = Location(self._where)
-                raise
-            waiting = self._waiting(bundle)
-            archive.replace(waiting)
+            with self._files:
+                try:
+                    bundle = self._unpacked(archive, temporary)
+                except ScopeError as error:
+                    if error.location in (
+                        None,
+                        Location(str(archive)),
+                    ):  # a name that means nothing to anybody
+                        error.location = Location(shown(self._where))
+                    raise
+                waiting = self._waiting(bundle)
+                archive.replace(waiting)
+                self._newest = replace(bundle, path=waiting)
         self._seen = version
-        return replace(bundle, path=waiting)
+        return self._newest
 
     def wait(self, wait_s: float) -> bool:
         """Waits for at most so long until there may be a new bundle. Only for a server, and after a fetch.
@@ -122,7 +135,7 @@ class BundleSource:
         Raises:
             BundleError: it was altered since.
         """
-        with self._temporary() as temporary:
+        with self._files, self._temporary() as temporary:
             return self._unpacked(bundle.path, temporary)
 
     def restore(self) -> Bundle | None:
@@ -151,14 +164,21 @@ class BundleSource:
         self.forget_others(bundle, fetched=True)
 
     def forget_others(self, bundle: Bundle, *, fetched: bool = False) -> None:
-        """Drops what was unpacked of other bundles, and what was fetched of them; with ``fetched`` of this one too."""
-        for other in (self._folder / _UNPACKED).iterdir():
-            if bundle.folder is None or other.name != bundle.folder.name:
-                shutil.rmtree(other, ignore_errors=True)
-        for waiting in self._folder.glob("*.fetched"):
-            if fetched or waiting != bundle.path:
-                with suppress(OSError):
-                    waiting.unlink()
+        """Drops what was unpacked of other bundles, and what was fetched of them; with ``fetched`` of this one too.
+
+        One that was fetched meanwhile stays.
+        """
+        with self._files:
+            newest = self._newest or bundle
+            folders = {each.folder.name for each in (bundle, newest) if each.folder is not None}
+            paths = {each.path for each in (bundle, newest)} - ({bundle.path} if fetched else set())
+            for other in (self._folder / _UNPACKED).iterdir():
+                if other.name not in folders:
+                    shutil.rmtree(other, ignore_errors=True)
+            for waiting in self._folder.glob("*.fetched"):
+                if waiting not in paths:
+                    with suppress(OSError):
+                        waiting.unlink()
 
     def _waiting(self, bundle: Bundle) -> Path:
         return self._folder / f"{bundle.digest.removeprefix('sha256:')}.fetched"
@@ -192,3 +212,26 @@ class BundleSource:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+class OnlyBundles:
+    """A file that takes a bundle and nothing else: what a wrong address sends must not fill the disk first."""
+
+    _BEGIN = MANIFEST.encode() + b"\0"
+
+    def __init__(self, out: BinaryIO, where: str) -> None:
+        self._out = out
+        self._where = where
+        self._head = b""
+
+    def write(self, data: bytes) -> int:
+        missing = len(self._BEGIN) - len(self._head)
+        if missing > 0:
+            self._head += data[:missing]
+            if not self._BEGIN.startswith(self._head):
+                raise BundleError(
+                    "not a bundle",
+                    location=Location(self._where),
+                    expected=f"a tar that begins with {MANIFEST}",
+                )
+        return self._out.write(data)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scope_runtime.bundle.archive import Bundle, read_archive
 from scope_runtime.bundle.keys import read_public_key
-from scope_runtime.bundle.places import is_server
+from scope_runtime.bundle.places import is_server, shown
 from scope_runtime.bundle.source import BundleSource
 from scope_runtime.errors import BundleError, Location, ScopeError, UsageError
 from scope_runtime.files import open_regular, sha256_of
@@ -18,6 +18,9 @@ from scope_runtime.lifecycle.follow import told_by_the_thread
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.types import BundleOptions, FeedStatus
+
+_LEAST_S = 1.0
+"""Between two answers of a server that says each time that there is something new."""
 
 
 class BundleFeed:
@@ -45,19 +48,24 @@ class BundleFeed:
             ca=options.ca,
         )
         self.folder = folder
-        self._lock = threading.Lock()
+        self._asking = (
+            threading.Lock()
+        )  # for as long as the place takes to answer: nobody else may need it
         self._latest: Bundle | None = None
-        self._began = time.time()
+        self._good_s = time.monotonic()  # a clock that is set neither makes stale nor hides it
+        self._waited_s = 0.0
         how = f"asked every {options.poll_s:g} s"
         if options.wait_s:
             how = f"held back for up to {options.wait_s:g} s, {how}"
-        self._status = FeedStatus(options.where, how, None, None, False, 0.0, None, False, 0, 0)
+        self._status = FeedStatus(
+            shown(options.where), how, None, None, False, 0.0, None, False, 0, 0
+        )
 
     # -- a Feed
 
     def ask(self) -> None:
         """Fetches what is new. Raises BundleError; what was fetched before stays."""
-        with self._lock:
+        with self._asking:
             status = self._status
             try:
                 bundle = self._fetched()
@@ -67,6 +75,7 @@ class BundleFeed:
             if bundle is not None:
                 self._latest = bundle
             latest = self._latest
+            self._good_s = time.monotonic()
             self._status = replace(
                 status,
                 digest=latest.digest if latest else None,
@@ -90,14 +99,16 @@ class BundleFeed:
     def wait(self, closing: threading.Event) -> None:
         """Returns when the server says so, or when it is time to ask again."""
         began = time.monotonic()
+        # A server that does not hold answers back is asked no more often than any other place.
+        again_s = began + self._options.poll_s
         if self._options.wait_s:
             try:
                 if self._source.wait(self._options.wait_s):
-                    return
+                    again_s = self._waited_s + min(_LEAST_S, self._options.poll_s)
             except ScopeError:
                 pass  # the next fetch says the same, and is on record
-        # A server that does not hold answers back is asked no more often than any other place.
-        closing.wait(max(self._options.poll_s - (time.monotonic() - began), 0.0))
+        closing.wait(max(again_s - time.monotonic(), 0.0))
+        self._waited_s = time.monotonic()
 
     @property
     def latest(self) -> str | None:
@@ -109,12 +120,12 @@ class BundleFeed:
 
     def source(self) -> Source:
         """The latest bundle, checked again from its first byte: what lies unpacked is not believed."""
-        with self._lock:
-            if self._latest is None:
-                raise self._status.error or BundleError(
-                    "there is no bundle", location=Location(self._options.where)
-                )
-            unpacked = self._source.again(self._latest)
+        latest = self._latest
+        if latest is None:
+            raise self._status.error or BundleError(
+                "there is no bundle", location=Location(self._status.where)
+            )
+        unpacked = self._source.again(latest)
         if unpacked.folder is None:
             raise RuntimeError("a bundle without a folder")
         return Source(unpacked.folder, unpacked.folder)
@@ -141,14 +152,12 @@ class BundleFeed:
                 raise BundleError("a kept file is not of its bundle", location=Location(str(path)))
 
     def forget_others(self) -> None:
-        with self._lock:
-            if self._latest is not None:
-                self._source.forget_others(self._latest)
+        if self._latest is not None:
+            self._source.forget_others(self._latest)
 
     def status(self) -> FeedStatus:
         status, limit = self._status, self._options.stale_after_s
-        since = max(status.last_good, self._began)
-        return replace(status, stale=limit is not None and time.time() - since > limit)
+        return replace(status, stale=limit is not None and time.monotonic() - self._good_s > limit)
 
 
 class FeedFollower:
@@ -165,19 +174,19 @@ class FeedFollower:
         self._thread.start()
 
     def close(self) -> None:
-        """Returns when the thread is done, or waits for a server, whose answer it will not use."""
+        """Returns when the thread is done, or asks or waits for a server, whose answer it will not use."""
         self._closing.set()
         with self._acting:
             pass
 
     def _run(self) -> None:
-        while True:
-            self._feed.wait(self._closing)
-            with self._acting:
-                if self._closing.is_set():
-                    return
-                try:
-                    self._lifecycle.follow()
-                except Exception:
-                    # A fault of ours must be seen, and must not end the following.
-                    told_by_the_thread()
+        while not self._closing.is_set():
+            try:
+                self._feed.wait(self._closing)
+                asked = self._lifecycle.ask()
+                with self._acting:
+                    if asked and not self._closing.is_set():
+                        self._lifecycle.follow_asked()
+            except Exception:
+                # A fault of ours must be seen, and must not end the following.
+                told_by_the_thread()

@@ -236,7 +236,7 @@ class Lifecycle:
         What is refused is on record and in ``last``: there is nobody to raise it to.
         """
         if self.feed is not None:
-            return self._follow_feed(self.feed)
+            return self.ask() and self.follow_asked()
         with self._building:
             now = contents(self.source, self._named, self._digests)
             if now == self._seen:
@@ -245,8 +245,14 @@ class Lifecycle:
                 self._reload(Cause("file", "file"))
             return True
 
-    def _follow_feed(self, feed: Feed) -> bool:
-        """Asks the feed. Why it has nothing is on record once, not each time that it is asked."""
+    def ask(self) -> bool:
+        """Asks the feed, which may take its time; false while closing.
+
+        Why it has nothing is on record once, not each time that it is asked.
+        """
+        feed = self.feed
+        if feed is None:
+            return False
         trouble: str | None = None
         try:
             feed.ask()
@@ -257,9 +263,16 @@ class Lifecycle:
                     "fetch-failed", Kind.POLICY, in_force=self.revision, **error.fields()
                 )
         else:
-            if self._unfetched is not None:
+            if self._unfetched is not None and not self._closing:
                 self._target.record("fetch-resumed", Kind.POLICY, bundle=feed.latest)
         self._unfetched = trouble
+        return not self._closing
+
+    def follow_asked(self) -> bool:
+        """Reloads if the feed has another content than the one that was tried last; true if it did."""
+        feed = self.feed
+        if feed is None:
+            return False
         with self._building:
             if feed.latest in (None, self._tried) or self._is_held_against(feed):
                 return False

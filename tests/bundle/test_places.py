@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scope_runtime.bundle.archive import read_archive
 from scope_runtime.bundle.build import build_bundle
 from scope_runtime.bundle.places import MEDIA_TYPE, ServerPlace, place, push_bundle
-from scope_runtime.bundle.source import BundleSource
+from scope_runtime.bundle.source import BundleSource, OnlyBundles
 from scope_runtime.errors import BundleError, UsageError
 from scope_runtime.policy.load import load_policies
 from tests.bundle.conftest import POLICY, Made
@@ -146,6 +146,71 @@ def test_the_version_is_asked_for_and_long_polls_wait(
     assert asked["prefer"] == "wait=30"
     assert asked["if-none-match"] == f'"{hashlib.sha256(made.bundle.read_bytes()).hexdigest()[:8]}"'
     assert asked["accept"] == MEDIA_TYPE
+
+
+@pytest.mark.parametrize(
+    ("etag", "new"), [("", False), ("the same", False), ("another", True)], ids=str
+)
+def test_a_server_that_holds_nothing_back_has_something_new_only_if_it_says_so(
+    made: Made, server: Server, tmp_path: Path, etag: str, new: bool
+) -> None:
+    """Else whoever waits would fetch the whole bundle again and again without a pause."""
+    source = BundleSource(server.address, tmp_path / "state", [made.key.public_key()])
+    server.answer_with = (200, {"ETag": '"the same"'}, made.bundle.read_bytes())
+    source.fetch()
+    server.answer_with = (200, {"ETag": f'"{etag}"'} if etag else {}, made.bundle.read_bytes())
+    assert source.wait(30) is new
+    server.answer_with = (500, {}, b"")
+    with pytest.raises(BundleError, match="found 500"):
+        source.wait(30)
+
+
+def test_what_was_fetched_while_another_is_taken_up_stays(
+    made: Made, server: Server, tmp_path: Path
+) -> None:
+    source = BundleSource(server.address, tmp_path / "state", [made.key.public_key()])
+    server.hold(made.bundle.read_bytes())
+    first = source.fetch()
+    server.hold(second(made).read_bytes())
+    newer = source.fetch()
+    assert first is not None
+    assert newer is not None
+    source.forget_others(first)
+    for bundle in (first, newer):
+        assert source.again(bundle).digest == bundle.digest
+    source.forget_others(newer)
+    assert not first.path.exists()
+
+
+def test_what_is_no_bundle_is_refused_at_its_first_bytes(made: Made, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.write_bytes(b"<html>" + bytes(3 << 20))
+    source = BundleSource(str(page), tmp_path / "state", [made.key.public_key()])
+    written: list[int] = []
+
+    class Disk:
+        def write(self, data: bytes) -> int:
+            written.append(len(data))
+            return len(data)
+
+    with pytest.raises(BundleError, match="page: not a bundle; expected a tar that begins with"):
+        source.fetch()
+    with pytest.raises(BundleError):
+        OnlyBundles(cast("BinaryIO", Disk()), "page").write(page.read_bytes())
+    assert not written
+
+
+def test_the_query_of_an_address_is_kept_out_of_messages(
+    made: Made, server: Server, tmp_path: Path
+) -> None:
+    source = BundleSource(
+        f"{server.address}?signature=secret", tmp_path / "state", [made.key.public_key()]
+    )
+    for answer in ((403, {}, b""), (200, {}, b"nonsense")):
+        server.answer_with = answer
+        with pytest.raises(BundleError, match=r"fleet\.bundle\?…: ") as caught:
+            source.fetch()
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from scope_runtime.errors import BundleError, UsageError
 from scope_runtime.lifecycle import BundleOptions, Cause, Lifecycle, Options, Source, State
 from scope_runtime.lifecycle.build import Bench
 from scope_runtime.lifecycle.config import load_config
-from scope_runtime.lifecycle.feed import BundleFeed
+from scope_runtime.lifecycle.feed import BundleFeed, FeedFollower
 from scope_runtime.types import ModelShape
 from tests.conftest import ROOT
 from tests.lifecycle.conftest import PROMPT, Site, until
@@ -343,6 +344,39 @@ def test_folders_and_image_layouts_are_followed_too(fleet: Fleet) -> None:
             assert target.runs() == two
         one = two
         shutil.rmtree(fleet.state)
+
+
+def test_nobody_waits_for_a_server_that_does_not_answer(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither who goes back, nor who ends the process."""
+    first = fleet.publish("0.5")
+    with fleet.following(poll_s=0.001) as (lifecycle, target):
+        fleet.publish("0.25")
+        assert lifecycle.follow()
+        feed = lifecycle.feed
+        assert isinstance(feed, BundleFeed)
+        asked, answer = threading.Event(), threading.Event()
+
+        def silent(*_: object, **__: object) -> None:
+            asked.set()
+            answer.wait()
+
+        monkeypatch.setattr("scope_runtime.bundle.source.BundleSource.fetch", silent)
+        follower = FeedFollower(lifecycle, feed)
+        follower.start()
+        try:
+            asked.wait()
+            assert feed.source().policy_paths()  # what was fetched can be used
+            feed.forget_others()
+            assert lifecycle.rollback(ME).revision == first
+            assert target.runs() == first
+            lifecycle.close()
+            follower.close()
+            told = list(target.recorded)
+        finally:
+            answer.set()
+        assert target.recorded == told
 
 
 def test_behaviour_24_readiness_can_ask_for_fresh_bundles(fleet: Fleet) -> None:
