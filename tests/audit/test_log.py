@@ -14,6 +14,7 @@ import pytest
 import rfc8785
 
 from scope_runtime.audit import AuditLog, AuditOptions, OnFailure
+from scope_runtime.audit.keyfile import read_signing_key
 from scope_runtime.audit.segments import LogFiles
 from scope_runtime.audit.verify import verify
 from scope_runtime.errors import AuditError, UsageError
@@ -417,6 +418,32 @@ def test_a_log_that_was_cut_is_not_continued(tmp_path: Path) -> None:
         AuditLog(files.path)
     files.path.write_bytes(b"".join(lines))
     AuditLog(files.path).close()
+
+
+@pytest.mark.parametrize(
+    ("mine", "mode", "good"),
+    [
+        (True, 0o600, True),
+        (True, 0o640, False),
+        (True, 0o604, False),
+        (False, 0o440, True),
+        (False, 0o460, False),
+        (False, 0o444, False),
+    ],
+)
+def test_who_may_read_a_signing_key(
+    mine: bool, mode: int, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner alone; a file that somebody else mounted for us, our group as well, as Kubernetes does it."""
+    key = key_file(tmp_path)
+    key.chmod(mode)
+    if not mine:
+        monkeypatch.setattr("os.geteuid", lambda: key.stat().st_uid + 1)
+    if good:
+        assert read_signing_key(key).public.text
+    else:
+        with pytest.raises(AuditError, match="open to others"):
+            read_signing_key(key)
 
 
 def test_places_and_keys_that_will_not_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,11 +119,13 @@ def furnish(folder: Path, config: str = CONFIG, keys: str = KEYS) -> None:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, wait: bool = True) -> Iterator[Server]:
-    """``scope serve`` in a furnished folder."""
+def serving(
+    folder: Path, *arguments: str, wait: bool = True, under: Sequence[str] = ()
+) -> Iterator[Server]:
+    """``scope serve`` in a furnished folder; ``under`` is a command that becomes it."""
     command = [str(Path(sys.executable).with_name("scope")), "serve"]
     process = subprocess.Popen(
-        [*command, *(arguments or ("--config", "scope.yaml"))],
+        [*under, *command, *(arguments or ("--config", "scope.yaml"))],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
