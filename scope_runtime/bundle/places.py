@@ -344,7 +344,7 @@ class ServerPlace:
             if answer.status_code != httpx.codes.OK:
                 raise self._refused(answer)
             # A server that knows no 304 says 200 each time, and has then held nothing back.
-            return answer.headers.get("ETag", seen) != seen
+            return bool(answer.headers.get("ETag", seen) != seen)
 
     def push(self, bundle: Path, name: str) -> str:
         with self._client(0.0) as client, bundle.open("rb") as file:

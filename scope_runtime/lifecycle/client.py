@@ -50,6 +50,7 @@ class ControlClient:
 
     def __init__(self, socket: Path, *, timeout_s: float = 180.0) -> None:
         self._socket = socket
+        self._timeout_s = timeout_s
         self._client = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(socket)),
             base_url="http://scope",
@@ -67,13 +68,28 @@ class ControlClient:
         return self._answer(self._client.build_request("POST", path, json=given, headers=headers))
 
     def _answer(self, request: httpx.Request) -> Any:
-        if not self._socket.is_socket():
-            raise self._nobody("no socket")
         try:
+            if not self._socket.is_socket():
+                raise self._nobody("no socket")
             answer = self._client.send(request)
+        except httpx.ReadTimeout:
+            raise ControlError(
+                f"no answer in {self._timeout_s:g} s",
+                location=Location(str(self._socket)),
+                hint="It may still be done: ask `scope status`",
+            ) from None
+        except (httpx.HTTPError, OSError) as reason:
+            said = reason.strerror if isinstance(reason, OSError) else None
+            raise self._nobody(said or str(reason) or type(reason).__name__) from None
+        try:
             data = answer.json()
-        except (httpx.HTTPError, ValueError) as reason:
-            raise self._nobody(str(reason) or type(reason).__name__) from None
+        except ValueError:
+            raise ControlError(
+                "the process at the control socket fails",
+                location=Location(str(self._socket)),
+                found=f"{answer.status_code} {answer.text[:200]}",
+                hint="Its own output says why",
+            ) from None
         if answer.is_success:
             return data
         raise RefusedError(data if isinstance(data, dict) else {"message": str(data)})

@@ -16,6 +16,7 @@ from scope_runtime.lifecycle.build import Bench
 from scope_runtime.lifecycle.config import RuntimeConfig, load_config
 from scope_runtime.lifecycle.feed import BundleFeed, FeedFollower
 from scope_runtime.lifecycle.follow import Follower
+from scope_runtime.lifecycle.lock import StateLock
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.state import State
@@ -52,13 +53,18 @@ class Hosted:
         control: Path | None = None,
     ) -> None:
         kept = State(state, keep=options.keep) if state is not None else None
+        self._lock = StateLock(state) if state is not None else None
         feed = None
-        if isinstance(source, BundleOptions):
-            if state is None:
-                raise UsageError("bundles need a state directory", expected="state=DIRECTORY")
-            feed = BundleFeed(source, state / "bundles")
-            source = Source(feed.folder / "none", feed.folder)
-        self.lifecycle = Lifecycle(target, source, bench, kept, options, feed=feed)
+        try:
+            if isinstance(source, BundleOptions):
+                if state is None:
+                    raise UsageError("bundles need a state directory", expected="state=DIRECTORY")
+                feed = BundleFeed(source, state / "bundles")
+                source = Source(feed.folder / "none", feed.folder)
+            self.lifecycle = Lifecycle(target, source, bench, kept, options, feed=feed)
+        except BaseException:
+            self._unlock()
+            raise
         self._feeding = FeedFollower(self.lifecycle, feed) if feed is not None else None
         self.follower = Follower(self.lifecycle, events=options.events)
         self.metrics = metrics
@@ -88,6 +94,11 @@ class Hosted:
         if self._feeding is not None:
             self._feeding.close()
         self.follower.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _serve(self, server: Served) -> None:
         self._served.append(server)

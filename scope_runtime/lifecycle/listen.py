@@ -64,11 +64,12 @@ def unix_socket(path: Path) -> socket.socket:
         made.listen(_BACKLOG)
     except OSError as reason:
         made.close()
+        other = path.exists() and not path.is_socket()
         raise UsageError(
             "the control socket cannot be made",
             location=Location(str(path)),
-            found=reason.strerror or str(reason),
-            hint="Does another process serve there?" if path.exists() else None,
+            found="a file that is no socket" if other else reason.strerror or str(reason),
+            hint="Does another process serve there?" if path.is_socket() else None,
         ) from None
     return made
 

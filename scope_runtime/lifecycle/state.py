@@ -1,5 +1,6 @@
 """What outlives the process: the policy sets that were in force, whole, and which of them is; the off switch.
 
+    STATE/lock                         held by the one process that uses the directory
     STATE/active.json                  which set is in force, and whether it was chosen over what lies at the source
     STATE/off.json                     there while steering is switched off; a person may make or remove it by hand
     STATE/sets/<revision>/set.json     what the set is, with the digest of every file
@@ -161,9 +162,9 @@ class State:
         text = data.decode("utf-8", "replace")
         try:
             said = json.loads(text)
-            reason = said.get("reason")
+            why = said.get("reason")
             return Switch(
-                str(said["actor"]), None if reason is None else str(reason), float(said["time"])
+                str(said["actor"]), None if why is None else str(why), float(said["time"])
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return Switch("file", text.strip()[:500] or None, made)

@@ -206,8 +206,8 @@ def test_the_query_of_an_address_is_kept_out_of_messages(
     source = BundleSource(
         f"{server.address}?signature=secret", tmp_path / "state", [made.key.public_key()]
     )
-    for answer in ((403, {}, b""), (200, {}, b"nonsense")):
-        server.answer_with = answer
+    for status, body in ((403, b""), (200, b"nonsense")):
+        server.answer_with = (status, {}, body)
         with pytest.raises(BundleError, match=r"fleet\.bundle\?…: ") as caught:
             source.fetch()
         assert "secret" not in str(caught.value)

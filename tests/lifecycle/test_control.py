@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import stat
@@ -13,6 +15,7 @@ import pytest
 from scope_runtime.errors import UsageError
 from scope_runtime.lifecycle import Options
 from scope_runtime.lifecycle.client import ControlClient, ControlError
+from scope_runtime.lifecycle.listen import unix_socket
 from scope_runtime.policy import load_policy, policy_revision
 from tests.conftest import Scope
 from tests.lifecycle.conftest import PROMPT, Site
@@ -35,9 +38,69 @@ def test_the_socket_is_its_owners_alone_and_goes_with_the_process(site: Site) ->
 
 
 def test_a_socket_that_somebody_serves_at_is_not_taken_over(site: Site) -> None:
-    taken = pytest.raises(UsageError, match="control socket cannot be made")
-    with site.running(QUIET), taken, site.running(QUIET):
-        pass
+    with site.running(QUIET):
+        with pytest.raises(
+            UsageError, match=r"the control socket cannot be made; .* another process"
+        ):
+            unix_socket(socket_of(site))
+        assert socket_of(site).is_socket()
+
+
+def test_what_is_no_socket_is_left_alone_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    path.write_text("mine")
+    with pytest.raises(
+        UsageError, match="the control socket cannot be made; found a file"
+    ) as caught:
+        unix_socket(path)
+    assert "another process" not in str(caught.value)
+    assert path.read_text() == "mine"
+
+
+def fault(client: ControlClient, path: str) -> str:
+    with pytest.raises(ControlError) as caught:
+        client.get(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            httpx.Response(500, text="Internal Server Error"),
+            "fails; found 500 Internal Server Error",
+        ),
+        (httpx.ReadTimeout("timed out"), "no answer in 0.5 s. It may still be done"),
+    ],
+    ids=["fault", "slow"],
+)
+def test_an_answer_that_is_none_is_not_called_nobody(
+    site: Site, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception, message: str
+) -> None:
+    def send(*_: object, **__: object) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    socket_of(site).parent.mkdir(exist_ok=True)
+    with (
+        contextlib.closing(unix_socket(socket_of(site))),
+        ControlClient(socket_of(site), timeout_s=0.5) as client,
+    ):
+        monkeypatch.setattr(httpx.Client, "send", send)
+        assert message in fault(client, "/health")
+
+
+def test_who_may_not_look_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with ControlClient(tmp_path / "control.sock") as client:
+        monkeypatch.setattr(Path, "stat", forbidden)
+        monkeypatch.setattr(Path, "is_socket", forbidden)
+        assert "control.sock: nobody answers at the control socket; found Permission" in fault(
+            client, "/health"
+        )
 
 
 def test_a_socket_that_a_dead_process_left_is_replaced(site: Site) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,6 +119,33 @@ def test_fail_open_starts_unsteered_where_nothing_that_is_kept_can_be_used(site:
     with site.running(Options(poll_s=600.0, events=False, fail="open")) as runtime:
         assert in_force(runtime) == "none"
         assert [e.what for e in runtime.events() if e.kind == "policy"] == ["refused", "refused"]
+
+
+def test_two_processes_do_not_share_a_state_directory(site: Site) -> None:
+    host = socket.gethostname()
+    shared = pytest.raises(
+        StateError,
+        match=rf"state: another process uses the state directory; found process {os.getpid()} on {host}",
+    )
+    with site.running(QUIET), shared, site.running(QUIET):
+        pass
+    with site.running(QUIET):  # who has ended holds nothing
+        pass
+
+
+def test_what_a_killed_process_had_half_written_is_dropped(site: Site) -> None:
+    with site.running(QUIET) as runtime:
+        good = in_force(runtime)
+    state = state_of(site)
+    for folder in ("sets/.0123.1.tmp/files", "bundles/.new-x/files"):
+        (state / folder).mkdir(parents=True)
+        (state / folder / "pack.gguf").write_bytes(bytes(1 << 16))
+    (state / ".active.json.0123.tmp").write_text("{")
+    (state / "mine.tmp").write_text("not ours")
+    with site.running(QUIET) as runtime:
+        assert in_force(runtime) == good
+        assert sorted(path.name for path in state.rglob("*.tmp")) == ["mine.tmp"]
+        assert not list((state / "bundles").iterdir())
 
 
 def test_a_restart_with_a_bad_source_runs_the_last_good_one(site: Site) -> None:
