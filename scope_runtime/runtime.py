@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry
 
-from scope_runtime.audit import AuditLog, AuditOptions, MemoryLog
+from scope_runtime.audit import AuditLog, AuditOptions
 from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
@@ -23,11 +21,11 @@ from scope_runtime.llama.engine import Began, Engine, Generation
 from scope_runtime.llama.parallel import Parallel
 from scope_runtime.llama.probe import Proof
 from scope_runtime.llama.sampling import Sampling
-from scope_runtime.metrics import Metrics
-from scope_runtime.metrics.collect import audit_reader, engine_reader
+from scope_runtime.metrics.collect import engine_reader
 from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.model import Apply
 from scope_runtime.program import Program
+from scope_runtime.records import Records
 from scope_runtime.select import ProgramSource
 from scope_runtime.types import ModelShape
 
@@ -130,16 +128,7 @@ class Runtime:
     ) -> None:
         self._policy_root = policy_root
         self._hosted: Hosted | None = None
-        self._memory = MemoryLog()
-        self._sinks: list[Sink] = [self._memory]
-        # Before the log: what happened is counted even where it cannot be put on record.
-        self._metrics = Metrics(metrics)
-        self._sinks.append(self._metrics.sink)
-        self._audit = AuditLog(audit) if audit is not None else None
-        if self._audit is not None:
-            self._sinks.append(self._audit)
-            self._metrics.read(audit_reader(self._audit))
-        self._sinks += sinks
+        self._records = Records(audit, metrics, sinks)
         options = ContextOptions(
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -156,15 +145,15 @@ class Runtime:
             if isinstance(policy, (str, Path)) and not follows:
                 self._check_first(Path(model), policy)
             self.model_digest = f"sha256:{model_digest(Path(model))}"
+            self._records.model_digest = self.model_digest
             engine = Parallel if n_parallel > 1 else Engine
             self._engine: Engine = engine(
                 model, options, self, self.model_digest, progress=progress
             )
         except BaseException:
-            self._metrics.close()
-            self._close_sinks()
+            self._records.close()
             raise
-        self._metrics.read(engine_reader(self._engine))
+        self._records.metrics.read(engine_reader(self._engine))
         try:
             self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
@@ -209,7 +198,7 @@ class Runtime:
             Source(Path(policy), root) if isinstance(policy, (str, Path)) else policy,
             Bench(self.shape, self.control_vector_layers, samples),
             watch if isinstance(watch, Options) else Options(),
-            self._metrics,
+            self._records.metrics,
             state=Path(state) if state is not None else None,
             control=Path(control) if control is not None else None,
         )
@@ -217,7 +206,7 @@ class Runtime:
     @property
     def metrics(self) -> CollectorRegistry:
         """The registry with this runtime's metrics."""
-        return self._metrics.registry
+        return self._records.metrics.registry
 
     @property
     def hosted(self) -> Hosted:
@@ -234,7 +223,7 @@ class Runtime:
     @property
     def audit(self) -> AuditLog | None:
         """The audit log, for its status."""
-        return self._audit
+        return self._records.audit
 
     # -- a sink itself: one place through which every event goes
 
@@ -244,27 +233,15 @@ class Runtime:
         Raises:
             Exception: the first that a sink raised, such as AuditError.
         """
-        first: Exception | None = None
-        for sink in self._sinks:
-            try:
-                sink.write(events)
-            except Exception as error:
-                if first is None:
-                    first = error
-                elif error is not first:
-                    first.__context__ = error  # so that a traceback shows both
-        if first is not None:
-            raise first
+        self._records.write(events)
 
     def record(self, what: str, kind: Kind, **detail: object) -> None:
         """Puts an event that concerns no request on record."""
-        if "digests" not in detail:
-            detail["digests"] = {"model": self.model_digest}
-        self.write([Event(kind=kind, what=what, time=time.time(), detail=detail)])
+        self._records.record(what, kind, **detail)
 
     def events(self) -> tuple[Event, ...]:
         """The last 10,000 events, oldest first."""
-        return tuple(self._memory.kept)
+        return self._records.events()
 
     # -- policy
 
@@ -322,33 +299,9 @@ class Runtime:
         """
         previous = self._engine.source.revision
         swap_ms = self._engine.use(source, now=now or source.apply is Apply.NEXT_TOKEN)
-        program = source.program
-        self._metrics.sink.expect(program)
-        alone = source.policies[0] if len(source.policies) == 1 else None
-        members = [
-            {
-                "name": policy.name,
-                "owner": policy.owner,
-                "generation": policy.generation,
-                "revision": source.revisions[policy.name],
-            }
-            for policy in source.policies
-        ]
-        self.record(
-            what,
-            Kind.POLICY,
-            name=program.policy or None,
-            owner=alone.owner if alone else None,
-            generation=alone.generation if alone else None,
-            revision=source.revision,
-            previous=previous,
-            program=program.digest,
-            apply=str(source.apply),
-            swap_ms=round(swap_ms, 4),
-            hook_swap_ms=round(self._engine.context.live_hook.stats.swap_ns / 1e6, 4),
-            digests={"model": self.model_digest, "packs": dict(program.packs)},
-            **({"policies": members} if len(members) > 1 else {}),
-            **detail,
+        hook_swap_ms = self._engine.context.live_hook.stats.swap_ns / 1e6
+        self._records.taken_up(
+            source, previous, what=what, swap_ms=swap_ms, hook_swap_ms=hook_swap_ms, **detail
         )
 
     @property
@@ -441,8 +394,7 @@ class Runtime:
                 f"no such option: {', '.join(unknown)}",
                 expected=", ".join(GenerateOptions.__annotations__),
             )
-        if self._audit is not None:
-            self._audit.admit()
+        self._records.admit()
         drawn = {key: options[key] for key in _SAMPLING if key in options}  # type: ignore[literal-required]
         running = self._engine.generate(
             tokens,
@@ -496,16 +448,9 @@ class Runtime:
         """Waits for the running request, then frees model and logs. Safe to call twice."""
         if self._hosted is not None:
             self._hosted.close()
-        self._metrics.close()
+        self._records.metrics.close()
         self._engine.close()
-        self._close_sinks()
-
-    def _close_sinks(self) -> None:
-        # Backwards: what one puts on record while it closes, the log still takes.
-        # Each of them, whatever another does: a log that is not closed has no checkpoint of its end.
-        with ExitStack() as closing:
-            for sink in self._sinks:
-                closing.callback(sink.close)
+        self._records.close()
 
     def __enter__(self) -> Runtime:
         return self

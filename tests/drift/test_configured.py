@@ -50,7 +50,7 @@ def ask(path: Path) -> tuple[dict[str, float], list[str], list[str]]:
     with configured(load_config(path)) as runtime:
         for _ in range(30):
             runtime.generate(rng.integers(5, 90, 8).tolist(), max_tokens=1, temperature=0.0)
-        [sink] = [each for each in runtime._sinks if type(each).__name__ == "DriftSink"]
+        [sink] = [each for each in runtime._records.sinks if type(each).__name__ == "DriftSink"]
         sink.settle()  # type: ignore[attr-defined]
         scraped = {
             one.name: one.value
