@@ -124,7 +124,8 @@ def write_baseline(path: str | Path, baseline: Baseline) -> None:
 
 
 def _listed(values: Floats) -> list[float | None]:
-    return [None if math.isnan(value) else float(f"{value:.6g}") for value in values.tolist()]
+    # Exactly: a share that is another number in the file than in the traffic would lie in another bin.
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def read_baseline(path: str | Path) -> Baseline:

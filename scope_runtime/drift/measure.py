@@ -179,7 +179,11 @@ class Collector:
             frozenset(open_.packs),
             frozenset(open_.revisions),
             {
-                key: (part.n_fired / part.n_tokens, part.total / part.n_tokens, part.largest)
+                key: (
+                    _six(part.n_fired / part.n_tokens),
+                    _six(part.total / part.n_tokens),
+                    _six(part.largest),
+                )
                 for key, part in open_.parts.items()
             },
         )
@@ -195,6 +199,11 @@ def _digests(record: Mapping[str, Any]) -> dict[str, frozenset[str]]:
         "model": frozenset({found["model"]} if isinstance(found.get("model"), str) else ()),
         "packs": frozenset(map(str, packs.values())) if isinstance(packs, dict) else frozenset(),
     }
+
+
+def _six(value: float) -> float:
+    """Six digits, as records have: what came about in another order is the same number all the same."""
+    return float(f"{value:.6g}")
 
 
 def _number(value: object) -> float | None:

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scope_runtime.drift import Baseline, DriftError, read_baseline, write_baseline
+from scope_runtime.drift import (
+    Baseline,
+    Criteria,
+    DriftError,
+    Verdict,
+    compare,
+    read_baseline,
+    write_baseline,
+)
 from scope_runtime.drift.baseline import thinned
-from scope_runtime.drift.measure import sample
+from scope_runtime.drift.measure import Sample, sample
 from tests.support.drift_traffic import answered, baseline, requests, traffic
 
 
@@ -30,6 +38,24 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     before = (tmp_path / "b.json").read_bytes()
     write_baseline(tmp_path / "b.json", read)
     assert (tmp_path / "b.json").read_bytes() == before
+
+
+def test_shares_that_have_no_end_are_the_same_numbers_in_file_and_traffic(tmp_path: Path) -> None:
+    """Answers of 26 tokens each: thirds of nothing apart in the last digit would lie in bins of their own."""
+
+    def some(seed: int) -> Sample:
+        fired = np.random.default_rng(seed).binomial(26, 0.15, size=150)
+        events = [answered(i, {"w": (n, n / 7, n / 3)}, n_tokens=26) for i, n in enumerate(fired)]
+        return sample(requests(events))
+
+    write_baseline(tmp_path / "b.json", Baseline(some(1), "log", {}))
+    read = read_baseline(tmp_path / "b.json").sample
+    [(rule, values)] = read.measured.items()
+    np.testing.assert_array_equal(values, some(1).measured[rule])
+    [finding] = compare(read, some(2), Criteria()).findings
+    assert finding.verdict is Verdict.STABLE
+    assert finding.psi is not None
+    assert finding.psi < 0.1
 
 
 def test_many_requests_are_thinned_evenly() -> None:

@@ -14,6 +14,7 @@ from scope_runtime.cli.main import main
 from scope_runtime.compile import check_against_packs
 from scope_runtime.drift import read_baseline
 from scope_runtime.drift.sources import replayed
+from scope_runtime.events import Event
 from scope_runtime.policy.load import load_policy
 from scope_runtime.recording import read_recording
 from scope_runtime.replay import recorded_text, replay
@@ -32,9 +33,11 @@ def write(
 ) -> None:
     rng = np.random.default_rng(seed)
     log = AuditLog(name)
+    events: list[Event] = []
     for i in range(n):
         labels = {"tenant": "acme" if i % 2 else "globex"}
-        log.write(answered(i, drawn(rng, shift), time=start + i, labels=labels, **options))
+        events += answered(i, drawn(rng, shift), time=start + i, labels=labels, **options)
+    log.write(events)  # at once: one fsync
     log.close()
 
 

@@ -10,18 +10,18 @@ import pytest
 from scope_runtime.drift import Criteria, DriftError, Verdict, compare
 from scope_runtime.drift.measure import Collector, sample
 from scope_runtime.errors import UsageError
-from tests.support.drift_traffic import answered, drawn, requests, traffic
+from tests.support.drift_traffic import TIMES, answered, bound, drawn, requests, traffic
 
 CRITERIA = Criteria(min_requests=50)
 
 
 def test_a_shift_of_half_a_deviation_is_found() -> None:
     """200 requests against 200, two rules: at least 19 of 20 times (and see the false alarms below)."""
-    found = 0
-    for seed in range(40):
+    found, n = 0, 20 * TIMES
+    for seed in range(n):
         report = compare(traffic(seed, 200), traffic(1000 + seed, 200, shift=0.5), CRITERIA)
         found += report.verdict is Verdict.DRIFT
-    assert found >= 38
+    assert 20 * found >= 19 * n
 
 
 def test_a_seldom_feature_that_becomes_less_seldom_is_found() -> None:
@@ -50,12 +50,14 @@ def test_a_seldom_feature_that_becomes_less_seldom_is_found() -> None:
 
 
 def test_reports_name_a_rule_by_mistake_no_more_often_than_said() -> None:
+    n, rate = 80 * TIMES, 0.05
     alarms = sum(
-        compare(traffic(seed, 80), traffic(5000 + seed, 60), Criteria(50, 0.05, psi=0)).verdict
+        compare(traffic(seed, 80), traffic(500_000 + seed, 60), Criteria(50, rate, psi=0)).verdict
         is Verdict.DRIFT
-        for seed in range(200)
+        for seed in range(n)
     )
-    assert alarms <= 21  # of 200 at 5 % more would come about once in a thousand times
+    assert alarms <= bound(n, rate)
+    assert alarms >= 1  # it uses up some of what it was given
 
 
 def test_a_certain_but_small_difference_is_not_drift() -> None:

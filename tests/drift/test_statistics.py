@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scope_runtime.drift.statistics import p_values, permutations_for, stability
+from tests.support.drift_traffic import TIMES, bound
 
 Values = list[float]
 
@@ -114,18 +115,9 @@ def test_p_values_against_every_arrangement(seed: int) -> None:
         assert abs(p - q) <= 4 * math.sqrt(q * (1 - q) / n) + 2 / n
 
 
-def bound(n: int, p: float, tail: float = 0.001) -> int:
-    """The least count that a binomial exceeds with a chance below ``tail``."""
-    total, k = 0.0, -1
-    while total < 1 - tail:
-        k += 1
-        total += math.comb(n, k) * p**k * (1 - p) ** (n - k)
-    return k
-
-
 def test_false_alarms_are_as_rare_as_said() -> None:
-    """1,500 times nothing changed, three measurements that hang together, one that 30 % of requests lack."""
-    n, alpha = 1_500, 0.02
+    """500 times nothing changed, three measurements that hang together, one that 30 % of requests lack."""
+    n, alpha = 500 * TIMES, 0.02
     alarms = 0
     for seed in range(n):
         rng = np.random.default_rng(seed)
@@ -141,7 +133,7 @@ def test_false_alarms_are_as_rare_as_said() -> None:
 
 def test_stopping_early_changes_no_decision() -> None:
     alpha, decided = 0.05, set()
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         pairs = [(rng.normal(size=40), rng.normal(0.1 * (seed % 10), 1, size=40)) for _ in range(2)]
         early = p_values(pairs, alpha=alpha, seed=seed, n_permutations=399)

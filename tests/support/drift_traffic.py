@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,23 @@ from scope_runtime.events import Event, Kind
 
 MODEL, PACK, REVISION = "sha256:model", "sha256:pack", "sha256:revision"
 N_TOKENS = 50
+TIMES = int(os.environ.get("SCOPE_DRIFT_TIMES", "1"))
+"""How many times as many draws the simulations take; ``scripts/long-tests`` asks for more."""
+
+
+def bound(n: int, p: float, tail: float = 0.001) -> int:
+    """The least count that a binomial exceeds with a chance below ``tail``."""
+    total, k = 0.0, -1
+    while total < 1 - tail:
+        k += 1
+        total += math.exp(
+            math.lgamma(n + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + k * math.log(p)
+            + (n - k) * math.log1p(-p)
+        )
+    return k
 
 
 def answered(
@@ -27,6 +46,7 @@ def answered(
     policy: str | None = "p",
     mode: str = "audit",
     feature: str = "f (layer 1, id 2)",
+    n_tokens: int = N_TOKENS,
 ) -> list[Event]:
     """The records of one request: per rule (n_fired, mean, max), then the summary."""
     common: dict[str, Any] = {
@@ -46,7 +66,7 @@ def answered(
             detail={
                 **({"policy": policy} if policy else {}),
                 "revision": revision,
-                "n_tokens": N_TOKENS,
+                "n_tokens": n_tokens,
                 "n_fired": int(fired),
                 "activation": {"mean": float(mean), "max": float(largest)},
                 **digests,
