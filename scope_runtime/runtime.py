@@ -26,7 +26,7 @@ from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.model import Apply
 from scope_runtime.program import Program
 from scope_runtime.records import Records
-from scope_runtime.select import ProgramSource
+from scope_runtime.select import ProgramSource, check_labels
 from scope_runtime.types import ModelShape
 
 if TYPE_CHECKING:
@@ -394,6 +394,7 @@ class Runtime:
                 f"no such option: {', '.join(unknown)}",
                 expected=", ".join(GenerateOptions.__annotations__),
             )
+        check_labels(options.get("labels", {}))
         self._records.admit()
         drawn = {key: options[key] for key in _SAMPLING if key in options}  # type: ignore[literal-required]
         running = self._engine.generate(
@@ -424,7 +425,7 @@ class Runtime:
             n_prompt: tokens that count as prompt (all by default): position n_prompt - 1 is the first in phase
                 ``generation``.
         """
-        return self._engine.logits(tokens, labels or {}, n_prompt)
+        return self._engine.logits(tokens, check_labels(labels or {}), n_prompt)
 
     @property
     def n_vocab(self) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 
 from scope_runtime.compile import compile_policy
-from scope_runtime.errors import PolicyErrors, ScopeError
+from scope_runtime.errors import PolicyErrors, ScopeError, UsageError
 from scope_runtime.merge import check_rules, check_set, contents_of, inner, merged, unmerged
 from scope_runtime.pickled import dumps
 from scope_runtime.plan import plan
@@ -20,12 +21,33 @@ from scope_runtime.program import Program, empty_program
 from scope_runtime.resolve import Artefacts, OpenFiles, check_fit, load_artefacts
 from scope_runtime.types import ModelShape
 
+MAX_PROGRAMS = 256
+"""Parts of a set of policies that are kept compiled."""
+
 Selector = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def utc_today() -> date:
     """Exceptions lapse everywhere at the same moment."""
     return datetime.now(timezone.utc).date()
+
+
+def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Refuses what no selector could ever match: ``5`` is not ``"5"``, and would be steered by nothing.
+
+    Raises:
+        UsageError: a label or its value is no text.
+    """
+    if not isinstance(labels, Mapping):
+        raise UsageError("labels are no mapping", found=repr(labels)[:200])
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(
+                "a label and its value are texts",
+                found=f"{key!r}: {value!r}"[:200],
+                expected="text",
+            )
+    return labels
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
@@ -227,6 +249,10 @@ class ProgramSource:
             )
             if len(self.policies) > 1:
                 program = replace(unmerged(program, chosen, self.revision), policy=names)
+        # Each rule with a rollout doubles the parts that requests may get; the eldest can be compiled again.
+        while len(self._programs) >= MAX_PROGRAMS:
+            with suppress(KeyError, RuntimeError, StopIteration):  # another thread was quicker
+                del self._programs[next(iter(self._programs))]
         return self._programs.setdefault((members, rules), program)
 
     def for_request(self, labels: Mapping[str, str], request_id: str) -> Program:

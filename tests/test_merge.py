@@ -264,3 +264,21 @@ def test_a_source_from_another_process_still_compiles_what_requests_get(folder: 
     taken.take_files(made.packed_files())
     for labels in ({}, {"tenant": "acme"}):
         assert taken.for_request(labels, "r").digest == made.for_request(labels, "r").digest
+
+
+def test_however_many_parts_requests_get_only_so_many_stay_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rollouts by request make as many parts as there are subsets of their rules."""
+    rules = "".join(
+        f"    - {{name: r{n}, amplify: style, alpha: 0.0{n + 1}, unit: residual, "
+        "rollout: {percent: 50, by: request}}\n"
+        for n in range(6)
+    )
+    write(folder, "a", f"  rules:\n{rules}")
+    monkeypatch.setattr("scope_runtime.select.MAX_PROGRAMS", 4)
+    source = ProgramSource(load_policies(folder), shape_of(folder))
+    first = {n: source.for_request({}, f"request {n}").digest for n in range(40)}
+    assert len(set(first.values())) > 4
+    assert len(source._programs) <= 4
+    assert {n: source.for_request({}, f"request {n}").digest for n in range(40)} == first

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ def test_greedy_answers_are_the_same_twice_and_steering_changes_them(tiny: Tiny)
     assert again.n_reused > 0
     assert unsteered.n_reused == 0
     assert not np.array_equal(first.tokens, unsteered.tokens)
+
+
+@pytest.mark.parametrize("labels", [{"tenant": 5}, {5: "tenant"}, {"tenant": None}, "tenant"])
+def test_labels_that_no_selector_could_match_are_refused(runtime: Runtime, labels: Any) -> None:
+    """They would select nothing, and the request would run unsteered without a word."""
+    with pytest.raises(UsageError, match="label"):
+        runtime.generate([5, 17], max_tokens=1, labels=labels)
+    with pytest.raises(UsageError, match="label"):
+        runtime.logits([5, 17], labels)
 
 
 def test_a_seed_draws_the_same_answer(runtime: Runtime) -> None:

@@ -20,7 +20,7 @@ from scope_runtime.lifecycle.lock import StateLock
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.state import State
-from scope_runtime.lifecycle.types import BundleOptions, Cause, Options, Target
+from scope_runtime.lifecycle.types import BundleOptions, Cause, Options, Prepared, Target
 from scope_runtime.metrics import Metrics
 from scope_runtime.metrics.collect import lifecycle_reader
 
@@ -127,11 +127,17 @@ class Hosted:
         """Reads the configuration again at each reload: what a reload can take up is taken up, the rest is told.
 
         Args:
-            take_up: called with it first, for what lies elsewhere; what it raises refuses the reload.
+            take_up: called with it for what lies elsewhere, once the policies are sound; what it raises refuses the
+                reload.
         """
 
-        def read_again() -> str | None:
+        def read_again() -> Prepared:
             new = load_config(config.file)
+            keys = ", ".join(config.changed_for_restart(new))
+            note = f"{config.file}: {keys}: a restart is needed" if keys else None
+            return Prepared(lambda: commit(new), note)
+
+        def commit(new: RuntimeConfig) -> None:
             take_up(new)
             self.lifecycle.options = replace(
                 self.lifecycle.options,
@@ -141,8 +147,6 @@ class Hosted:
             )
             if self.lifecycle.state is not None:
                 self.lifecycle.state.keep = new.options.keep
-            keys = ", ".join(config.changed_for_restart(new))
-            return f"{config.file}: {keys}: a restart is needed" if keys else None
 
         self.lifecycle.before_reload = read_again
 

@@ -29,6 +29,7 @@ from scope_runtime.lifecycle.types import (
     LastReload,
     Options,
     Outcome,
+    Prepared,
     StaleRevision,
     Target,
 )
@@ -84,7 +85,7 @@ class Lifecycle:
         self._seen: Mapping[str, str] = {}
         self._named: tuple[str, ...] = ()
         self.counts = Counts()
-        self.before_reload: Callable[[], str | None] = lambda: None
+        self.before_reload: Callable[[], Prepared] = Prepared
         self.alerts: Callable[[], dict[str, Any]] | None = None
         self.last: LastReload | None = None
 
@@ -221,14 +222,15 @@ class Lifecycle:
         with self._building:
             self._check_match(if_match)
             try:
-                told = self.before_reload()
-                outcome = self._accept(self._build(cause), cause, "swapped")
+                beside = self.before_reload()
+                outcome = self._accept(self._build(cause), cause, "swapped", beside.commit)
             except ScopeError as error:
                 self._refuse(error, cause)
                 raise
             self.counts = Counts(self.counts.ok + 1, self.counts.refused)
             self.last = LastReload(time.time(), cause.trigger, None)
-            return replace(outcome, note=told) if told and not outcome.note else outcome
+            notes = "; ".join(note for note in (beside.note, outcome.note) if note)
+            return replace(outcome, note=notes or None)
 
     def follow(self) -> bool:
         """Looks whether the files changed since the last attempt, and if so reloads; True if it did.
@@ -306,9 +308,12 @@ class Lifecycle:
         self._seen, self._named = built.seen, built.named
         return built
 
-    def _accept(self, built: Built, cause: Cause, what: str) -> Outcome:
+    def _accept(
+        self, built: Built, cause: Cause, what: str, commit: Callable[[], None] = lambda: None
+    ) -> Outcome:
         programs = built.result()
         self._check_generations(programs.policies)
+        commit()
         previous = self._current
         changed = programs.revision != previous.revision
         if changed:

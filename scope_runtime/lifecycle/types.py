@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -161,6 +162,19 @@ class Cause:
 
     def fields(self) -> dict[str, object]:
         return {"trigger": self.trigger, "actor": self.actor, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a reload reads beside the policies, checked but not taken up yet.
+
+    Attributes:
+        commit: takes it up, once the policies are sound too; what it raises refuses the reload.
+        note: what only a restart would take up, in words.
+    """
+
+    commit: Callable[[], None] = lambda: None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

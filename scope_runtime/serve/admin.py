@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from scope_runtime.lifecycle.control import control_app
 from scope_runtime.lifecycle.hosted import Hosted
-from scope_runtime.lifecycle.types import Cause
+from scope_runtime.lifecycle.types import Cause, Prepared
 from scope_runtime.metrics.collect import queue_reader
 from scope_runtime.serve.errors import ApiError, JsonResponse
 from scope_runtime.serve.gate import Gate
@@ -31,10 +31,14 @@ class Control:
         """Every reload, whoever asks for it, reads the keys again: all of it is taken up, or nothing."""
         before = hosted.lifecycle.before_reload
 
-        def with_keys() -> str | None:
-            told = before()
-            keys.reload()
-            return told
+        def with_keys() -> Prepared:
+            others, take_up = before(), keys.read()
+
+            def commit() -> None:
+                others.commit()
+                take_up()
+
+            return Prepared(commit, others.note)
 
         hosted.lifecycle.before_reload = with_keys
         return cls(hosted)

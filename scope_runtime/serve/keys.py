@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +102,16 @@ class KeyRing:
 
     def reload(self) -> None:
         """Reads the file again; on PolicyErrors the old keys stay good."""
-        if self.path is not None:
-            self._holders = load_keys(self.path)
+        self.read()()
+
+    def read(self) -> Callable[[], None]:
+        """Reads the file again; what is returned takes the keys up. Raises PolicyErrors."""
+        holders = self._holders if self.path is None else load_keys(self.path)
+
+        def take_up() -> None:
+            self._holders = holders
+
+        return take_up
 
     @property
     def has_admin(self) -> bool:

@@ -133,6 +133,15 @@ def test_a_host_answers_and_takes_up_what_a_reload_can(site: Site, scope: Scope)
                 lambda: ask(asked)["revisions"] != first["revisions"],
                 "the next answer is under the new policy",
             )
+            # All or nothing (behaviour 10): sound settings beside a policy that is not are not taken up either.
+            write(site, TEXT.replace("poll_s: 600", "poll_s: 0.02"))
+            sound = site.policy.read_text()
+            site.replace("nonsense: [")
+            assert scope("reload", *control).returncode == 1
+            assert "every 0.01 s" in scope("status", *control).stdout
+            site.replace(sound)
+            assert scope("reload", *control).returncode == 0
+            assert "every 0.02 s" in scope("status", *control).stdout
             write(site, "nonsense: [")
             refused = scope("reload", *control)
             assert refused.returncode == 1
