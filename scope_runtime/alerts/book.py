@@ -24,6 +24,7 @@ from scope_runtime.alerts.states import (
     DOSE_EXCESS,
     DRIFT,
     DRIFT_RESOLVED,
+    ENDS,
     AlertStates,
     Labels,
     State,
@@ -38,7 +39,7 @@ Post = Callable[[Receiver, dict[str, Any], str, float], Attempt]
 Record = Callable[[Sequence[Event]], None]
 _FAULT = Attempt(Verdict.RETRY, None, "a fault of ours; see the process' output")
 _FIRED = ("firing", DOSE_EXCESS)
-_SEEN = (*_FIRED, "resolved", "summary", DRIFT, DRIFT_RESOLVED)
+_SEEN = (*_FIRED, "resolved", *ENDS, DRIFT, DRIFT_RESOLVED)
 _ON_THE_WAY_S = 5.0
 """How old an event may be when it is taken in, at most: it may have happened before the state was kept."""
 

@@ -19,6 +19,8 @@ Labels = tuple[tuple[str, str], ...]
 
 DOSE_EXCESS = "dose-excess"
 DRIFT, DRIFT_RESOLVED = "drift", "drift-resolved"
+ENDS = ("rule", "summary")
+"""What is said when a request ends: what its rules did; one without an answer (logits) has no summary."""
 LONGEST_REQUEST_S = 3600.0
 """A request whose end nobody reported must not keep an alert firing for ever."""
 FORGET_AFTER_S = 3600.0
@@ -138,7 +140,7 @@ class AlertStates:
             return False
         if event.kind is Kind.ALERT and event.what == "resolved":
             return self._rests(event, now)
-        if event.kind is Kind.REQUEST and event.what == "summary":
+        if event.kind is Kind.REQUEST and event.what in ENDS:
             for labels in self._open.pop(event.request_id):
                 self._see(labels, now)
             return True

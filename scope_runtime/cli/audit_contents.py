@@ -134,12 +134,12 @@ def claim(
     if prompt is None and output is None:
         raise UsageError("nothing is claimed", expected="--prompt FILE or --output FILE")
     [files] = find_logs([log])
-    sealed: dict[str, Sealed] = {
-        each.name: each
-        for record in read(files, Query(request=request))
-        for each in sealed_in(record)
-    }
-    found = all_openings(files, {each.text for each in sealed.values()})
+    # Clients choose the ids of requests, so several may have one.
+    sealed: dict[str, list[Sealed]] = {}
+    for record in read(files, Query(request=request)):
+        for each in sealed_in(record):
+            sealed.setdefault(each.name, []).append(each)
+    found = all_openings(files, {each.text for these in sealed.values() for each in these})
     same = True
     for name, source in claims.items():
         if source is None:
@@ -150,11 +150,13 @@ def claim(
                 found=request,
                 hint="A policy must ask for it: spec.audit",
             )
-        opening = found.get(sealed[name].text)
-        if opening is None:
+        there = [(each, found[each.text]) for each in sealed[name] if each.text in found]
+        claimed = _text(source)
+        is_it = any(opening.is_of(each, text=claimed) for each, opening in there)
+        if not is_it and len(there) < len(sealed[name]):
             raise AuditError(f"the {name} was redacted, or its salt is not here", found=request)
-        is_it = opening.is_of(sealed[name], text=_text(source))
-        typer.echo(f"{name}: {'the one on record' if is_it else 'not the one on record'}")
+        others = f", of {len(sealed[name])} by this id" if len(sealed[name]) > 1 else ""
+        typer.echo(f"{name}: {'the one on record' if is_it else 'not the one on record'}{others}")
         same = same and is_it
     if not same:
         raise typer.Exit(NOT_THE_ONE)

@@ -135,6 +135,7 @@ def audit_reader(log: AuditLog) -> Reader:
         yield _one(f.AUDIT_QUEUED, status.queued)
         yield _one(f.AUDIT_LAG, status.lag_s)
         yield _one(f.AUDIT_FAILING, status.failing_since is not None)
+        yield _one(f.AUDIT_FAILING_SINCE, status.failing_since or 0.0)
         yield _one(f.AUDIT_FAILED, status.final)
 
     return read

@@ -360,6 +360,12 @@ AUDIT_FAILING = Family(
     Type.GAUGE,
     "Whether the log cannot be written now (1 or 0): the disk is full, or it failed for good.",
 )
+AUDIT_FAILING_SINCE = Family(
+    _AUDIT,
+    "scope_audit_failing_since_timestamp_seconds",
+    Type.GAUGE,
+    "Since when it cannot; 0 while it can.",
+)
 AUDIT_FAILED = Family(
     _AUDIT,
     "scope_audit_failed",

@@ -456,3 +456,11 @@ def test_a_clock_that_is_put_back_between_processes_delays_nobody(desk: Desk) ->
     assert names == {"watch", "other"}
     assert desk.now == put_back + 400
     assert again.status()["alerts"] == []
+
+
+def test_a_request_without_an_answer_ends_too(desk: Desk) -> None:
+    """Logits: what their rules did is the last that is said of them."""
+    book = desk.open(window_s=60)
+    book.observe([firing(), replace(ended(), what="rule", rule="watch")])
+    desk.run(book, 200)
+    assert [at for at, _ in desk.tried] == [0, 60]

@@ -115,6 +115,26 @@ def test_a_commitment_alone_keeps_no_text(
     assert "has no prompt of this request on record" in capsys.readouterr().err
 
 
+def test_another_request_by_the_same_id_makes_no_claim_false(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clients choose the ids; one who was told something bad may ask for something good by the same."""
+    log = AuditLog(AuditOptions(tmp_path / "audit.jsonl"))
+    for n in (1, 2):
+        log.write([replace(each, request_id="r1") for each in asked(n, Keep.COMMIT)])
+    log.close()
+    path, claimed = LogFiles(log.path).content_path(0), tmp_path / "claimed.txt"
+    claimed.write_text("secret answer 1")
+    arguments = ["audit", "claim", str(log.path), "--request", "r1", "--output", str(claimed)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "output: the one on record, of 2 by this id\n"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert main(arguments) == 0
+    claimed.write_text("something else")
+    assert main(arguments) == 1
+    assert "was redacted, or its salt is not here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_what_is_redacted_is_gone_and_the_log_verifies(tmp_path: Path, compress: bool) -> None:
     files = make(tmp_path, 12, rotate_bytes=3000, compress=compress)

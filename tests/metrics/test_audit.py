@@ -55,7 +55,8 @@ def test_lag_is_how_long_the_oldest_event_waits(
 def test_a_failed_fsync_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_failure: OnFailure
 ) -> None:
-    log = AuditLog(AuditOptions(tmp_path / "log.jsonl", on_failure=on_failure))
+    options = AuditOptions(tmp_path / "log.jsonl", on_failure=on_failure)
+    log = AuditLog(options, clock=lambda: 1234.5)
     metrics = Metrics()
     metrics.read(audit_reader(log))
     log.write([event(0)])
@@ -71,6 +72,8 @@ def test_a_failed_fsync_shows(
         log.write([event(1), event(2)])
     now = told(metrics.registry)
     assert (now["failing"], now["failed"], now["records_total"]) == (1, 1, 1)
+    since = "scope_audit_failing_since_timestamp_seconds"
+    assert metrics.registry.get_sample_value(since) == 1234.5
     assert now["dropped_total"] == (2 if on_failure is OnFailure.DROP else 0)
     monkeypatch.undo()
     log.close()
