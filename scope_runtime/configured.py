@@ -19,8 +19,11 @@ from scope_runtime.runtime import Runtime
 from scope_runtime.telemetry import open_telemetry
 
 
-def configured(config: RuntimeConfig) -> Runtime:
+def configured(config: RuntimeConfig, *more: Sink) -> Runtime:
     """Opens the model under its policies, with every sink that the configuration names.
+
+    Args:
+        more: where else events go.
 
     Raises:
         ScopeError: it cannot start; nothing is left open.
@@ -47,7 +50,7 @@ def configured(config: RuntimeConfig) -> Runtime:
             state=config.state,
             control=config.control,
             audit=config.audit,
-            sinks=_sinks(drift, telemetry, alerts),
+            sinks=[*_sinks(drift, telemetry, alerts), *more],
             n_ctx=config.n_ctx,
             n_parallel=config.n_parallel,
             n_threads=config.n_threads,

@@ -23,7 +23,7 @@ def host(
     Each line is a prompt, or a JSON object {"prompt": …, "labels": {…}, "max_tokens": …,
     "temperature": …, "seed": …}; each answer is one line of JSON. SIGHUP reloads, SIGUSR1 switches
     all steering off, SIGUSR2 on; the commands status, plan, reload, rollback, off and on do the
-    same, and say what came of it.
+    same, and say what came of it. What becomes of the policies is told on stderr.
 
     \b
     Examples:
@@ -37,9 +37,10 @@ def host(
         for key, how in changes():
             print(f"{how:8} {key}")
         return
+    from scope_runtime.cli.told import Told
     from scope_runtime.configured import configured
 
-    with configured(read) as runtime:
+    with configured(read, Told()) as runtime:
         runtime.hosted.handle_signals()
         print(f"ready: {runtime.hosted.lifecycle.revision}", file=sys.stderr, flush=True)
         for line in sys.stdin:

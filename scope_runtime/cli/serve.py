@@ -126,10 +126,12 @@ def serve(
     )
 
     def opened() -> Runtime:
+        from scope_runtime.cli.told import Told
+
         if read is not None:
             from scope_runtime.configured import configured
 
-            return configured(read)
+            return configured(read, Told())
         from scope_runtime.runtime import Runtime
 
         return Runtime(
@@ -140,6 +142,7 @@ def serve(
             state=state,
             control=control,
             audit=audit,
+            sinks=[Told()],
             n_ctx=ctx,
             n_parallel=parallel,
             n_gpu_layers=n_gpu_layers,

@@ -57,6 +57,13 @@ class Compiler:
             try:
                 self._send(Order(source, named, self._file_list))
                 answer = self._receive()
+            except TimeoutError as reason:
+                self._end(now=True)
+                raise CompileError(
+                    "compiling took too long and was ended",
+                    location=Location(str(source.path)),
+                    found=str(reason),
+                ) from None
             except (OSError, EOFError, pickle.UnpicklingError) as reason:
                 code = self._end()
                 raise CompileError(
@@ -109,7 +116,7 @@ class Compiler:
                 fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _READ_BYTES)
         self._send(self._bench)
 
-    def _end(self) -> int | None:
+    def _end(self, *, now: bool = False) -> int | None:
         """Ends what is left of the worker and returns its exit status."""
         process, self._process = self._process, None
         if process is None:
@@ -117,7 +124,9 @@ class Compiler:
         if process.stdin is not None:
             process.stdin.close()
         try:
-            process.wait(0.5)  # one that is dying has a status of its own, which says why
+            process.wait(
+                0 if now else 0.5
+            )  # one that is dying has a status of its own, which says why
         except subprocess.TimeoutExpired:
             process.kill()
         if process.stdout is not None:
@@ -146,7 +155,7 @@ class Compiler:
             selector.register(stream, selectors.EVENT_READ)
             while len(data) < n_bytes:
                 if not selector.select(max(deadline - time.monotonic(), 0)):
-                    raise OSError(f"no answer in {self._limit_s:g} s")
+                    raise TimeoutError(f"no answer in {self._limit_s:g} s")
                 part = stream.read(min(_READ_BYTES, n_bytes - len(data)))
                 if not part:
                     raise EOFError

@@ -27,7 +27,15 @@ def add_probes(app: FastAPI, lifecycle: Lifecycle, registry: CollectorRegistry) 
         serving = lifecycle.audit is None or lifecycle.audit.status.serving
         ready = loaded and serving and not stale
         response.status_code = 200 if ready else 503
-        said = {"ready": ready, "stale": stale, "revision": lifecycle.revision}
+        last = lifecycle.last
+        said = {
+            "ready": ready,
+            "stale": stale,
+            "revision": lifecycle.revision,
+            # What lies at the source is not what runs; `scope status` says why.
+            "refused": last is not None and last.error is not None,
+            "off": lifecycle.switch is not None,
+        }
         return said | _audit(lifecycle)
 
     @app.get("/metrics")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scope_runtime.compile import assumed_shape
+from scope_runtime.errors import CompileError
 from scope_runtime.lifecycle import Source
 from scope_runtime.lifecycle.build import Bench
 from scope_runtime.lifecycle.compiler import Compiler
@@ -102,3 +103,14 @@ def test_a_pack_that_cannot_be_read_is_an_error_each_time(site: Site) -> None:
     for _ in range(2):
         with pytest.raises(OSError, match="No such file"):
             files.opened(lambda path: read_pack(path.resolve(strict=True)), site.folder / "none")
+
+
+def test_a_build_that_takes_too_long_is_ended_and_says_so(site: Site) -> None:
+    compiler = Compiler(bench(site), limit_s=0.0)
+    try:
+        with pytest.raises(
+            CompileError, match=r"compiling took too long .* found no answer in 0 s"
+        ):
+            compiler.build(Source(site.policy))
+    finally:
+        compiler.close()

@@ -105,9 +105,13 @@ def test_a_host_answers_and_takes_up_what_a_reload_can(site: Site, scope: Scope)
     config = write(site)
     control = ("--control", site.folder.parent / "control.sock")
     command = [str(Path(sys.executable).with_name("scope")), "host", str(config)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    said = site.folder.parent / "stderr"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
 
@@ -138,6 +142,9 @@ def test_a_host_answers_and_takes_up_what_a_reload_can(site: Site, scope: Scope)
             sound = site.policy.read_text()
             site.replace("nonsense: [")
             assert scope("reload", *control).returncode == 1
+            told = said.read_text()
+            assert "policy: swapped sha256:" in told
+            assert f"  {site.policy}:1:1" in told[told.index("policy: refused sha256:") :]
             assert "every 0.01 s" in scope("status", *control).stdout
             site.replace(sound)
             assert scope("reload", *control).returncode == 0

@@ -121,6 +121,9 @@ def test_behaviour_15_a_post_a_signal_and_a_file_give_one_answer(site: Site, sco
         posted = scope("reload", *control)
         assert posted.returncode == 1
         assert f"error: {site.policy}:10:33: unknown feature" in posted.stderr
+        with ControlClient(socket_of(site)) as client:
+            ready = client.get("/ready")
+        assert (ready["ready"], ready["refused"], ready["off"]) == (True, True, False)
         said = json.loads(scope("status", "--json", *control).stdout)
         assert not said["success"]
         assert said["revision"] == good

@@ -1,0 +1,45 @@
+"""What becomes of the policies, a line on stderr each: what an operator reads first is what the process says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from scope_runtime.events import Event, Kind
+
+
+class Told:
+    """A sink of events; a stderr that nobody reads any more ends nothing."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        with suppress(OSError, ValueError):
+            for event in events:
+                if event.kind is Kind.POLICY:
+                    for line in lines(event.record()):
+                        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """A policy event in words: what, which revision, who and why; then each error in a line of its own."""
+    who = " by ".join(str(record[key]) for key in ("trigger", "actor") if record.get(key))
+    parts = [
+        str(record["what"]),
+        str(record.get("revision") or f"{record.get('in_force') or 'none'} stays"),
+        f"({who})" if who else "",
+        f": {record['reason']}" if record.get("reason") else "",
+    ]
+    yield f"policy: {' '.join(part for part in parts[:3] if part)}{parts[3]}".replace("\n", " ")
+    for error in record.get("errors") or ([record] if record.get("error") else []):
+        yield f"  {_sentence(error)}".replace("\n", " ")
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    place = ":".join(str(error[key]) for key in ("file", "line", "column") if error.get(key))
+    words = [f"{place}: " if place else "", str(error.get("message"))]
+    words += [f"; {key} {error[key]}" for key in ("found", "expected") if error.get(key)]
+    return "".join(words)
