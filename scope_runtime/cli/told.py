@@ -26,7 +26,8 @@ class Told:
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:
     """A policy event in words: what, which revision, who and why; then each error in a line of its own."""
-    who = " by ".join(str(record[key]) for key in ("trigger", "actor") if record.get(key))
+    said = dict.fromkeys(str(record[key]) for key in ("trigger", "actor") if record.get(key))
+    who = " by ".join(said)
     parts = [
         str(record["what"]),
         str(record.get("revision") or f"{record.get('in_force') or 'none'} stays"),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -55,12 +56,7 @@ def unix_socket(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.is_socket() and not _answers(path):
             path.unlink()
-        # Born closed to others: the mode of a socket that is changed after bind was open for a moment.
-        before = os.umask(0o177)
-        try:
-            made.bind(str(path))
-        finally:
-            os.umask(before)
+        _bind_closed(made, path)
         made.listen(_BACKLOG)
     except OSError as reason:
         made.close()
@@ -72,6 +68,21 @@ def unix_socket(path: Path) -> socket.socket:
             hint="Does another process serve there?" if path.is_socket() else None,
         ) from None
     return made
+
+
+def _bind_closed(made: socket.socket, path: Path) -> None:
+    """Born closed to others: the mode of a socket that is changed after bind was open for a moment."""
+    if sys.platform == "linux":
+        # The name gets the descriptor's mode. The mask is the whole process's: a directory that another thread
+        # made meanwhile would be one that nobody can enter.
+        os.fchmod(made.fileno(), 0o600)
+        made.bind(str(path))
+        return
+    before = os.umask(0o177)
+    try:
+        made.bind(str(path))
+    finally:
+        os.umask(before)
 
 
 def _answers(path: Path) -> bool:

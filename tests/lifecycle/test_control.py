@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import httpx
@@ -44,6 +45,24 @@ def test_a_socket_that_somebody_serves_at_is_not_taken_over(site: Site) -> None:
         ):
             unix_socket(socket_of(site))
         assert socket_of(site).is_socket()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name has no other way to its mode")
+def test_a_socket_is_made_without_a_moment_of_another_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask is the process's: a state directory that is made in that moment could not be entered."""
+    masks: list[int] = []
+    before = os.umask(0)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", masks.append)
+            made = unix_socket(tmp_path / "control.sock")
+    finally:
+        os.umask(before)
+    with made:
+        assert stat.S_IMODE((tmp_path / "control.sock").stat().st_mode) == 0o600
+    assert not masks
 
 
 def test_what_is_no_socket_is_left_alone_and_said(tmp_path: Path) -> None:
