@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def unix_socket(path: Path) -> socket.socket:
 
 def _bind_closed(made: socket.socket, path: Path) -> None:
     """Born closed to others: the mode of a socket that is changed after bind was open for a moment."""
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         # The name gets the descriptor's mode. The mask is the whole process's: a directory that another thread
         # made meanwhile would be one that nobody can enter.
         os.fchmod(made.fileno(), 0o600)
