@@ -518,6 +518,9 @@ class Lifecycle:
         if self.state is None:
             return
         with self._swapping:
+            if self._switch_on_file and not self.state.folder.is_dir():
+                self.state.make()  # a volume that went away switches nothing on
+                self.state.set_switch(self._switch)
             switch = self.state.switch()
             if switch is not None:
                 self._switch_on_file = True

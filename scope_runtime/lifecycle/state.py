@@ -98,10 +98,14 @@ class State:
         self.folder = folder
         self.keep = keep
         self._sound: set[str] = set()
+        self.make()
+
+    def make(self) -> None:
+        """Makes the directory, if it is missing. Raises StateError."""
         try:
-            (folder / "sets").mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / "sets").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as reason:
-            raise _error("the state directory cannot be made", folder, reason) from None
+            raise _error("the state directory cannot be made", self.folder, reason) from None
 
     # -- which set
 

@@ -409,6 +409,27 @@ def test_what_was_switched_off_without_a_file_is_not_switched_on_by_its_absence(
         assert in_force(runtime) == "none"
 
 
+def test_behaviour_21_a_state_directory_that_is_gone_switches_nothing_on(site: Site) -> None:
+    shape = SHAPES["qwen3"]
+    bench = Bench(ModelShape(shape.architecture, shape.n_layer, shape.n_embd))
+    state = State(state_of(site))
+    with closing(HookTarget(bench.shape)) as target:
+        lifecycle = Lifecycle(
+            target, Source(site.policy), bench, state, Options(), builder=InProcess(bench)
+        )
+        lifecycle.start()
+        lifecycle.off(ME)
+        shutil.rmtree(state.folder)
+        lifecycle.follow_switch()
+        site.replace(site.text_with("0.25"))
+        lifecycle.reload(ME)  # it makes the directory again
+        lifecycle.follow_switch()
+        assert target.runs() == "none"
+        state.switch_path.unlink()  # on purpose
+        lifecycle.follow_switch()
+        assert target.runs() == revision(site)
+
+
 def directory(path: Path) -> None:
     path.mkdir()
 
