@@ -203,7 +203,7 @@ def test_behaviour_18_a_stale_if_match_is_a_412(site: Site) -> None:
         assert http.post("http://scope/-/reload", headers={"If-Match": etag}).status_code == 412
         assert http.post("http://scope/-/reload", headers={"If-Match": "*"}).status_code == 200
         whats = [event["what"] for event in http.get("http://scope/-/events?last=2").json()]
-        assert whats == ["swapped"] or "swapped" in whats
+        assert "swapped" in whats
         assert http.get("http://scope/ready").json()["ready"]
 
 

@@ -173,10 +173,11 @@ def test_behaviour_10_a_directory_is_taken_up_as_a_whole(site: Site) -> None:
         lifecycle = runtime.hosted.lifecycle
         good = lifecycle.revision
         assert good == set_revision(map(policy_revision, load_policies(site.folder)))
-        in_place(site, site.text_with("0.25"))
         site.replace(watch.replace("above", "abov"), second)
-        until(lambda: lifecycle.last is not None and lifecycle.last.error is not None, "refused")
-        assert in_force(runtime) in (good, lifecycle.current.revision)
+        until(lambda: lifecycle.counts.refused == 1, "the bad one is refused")
+        site.replace(site.text_with("0.25"))  # sound by itself
+        until(lambda: lifecycle.counts.refused == 2, "and with it the good one")
+        assert in_force(runtime) == lifecycle.current.revision == good
         site.replace(watch, second)
         until(
             lambda: (
