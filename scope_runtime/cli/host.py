@@ -30,6 +30,9 @@ def host(
       scope host scope.yaml --check
       scope host scope.yaml < prompts.txt
     """
+    from scope_runtime.signals import hold_signals
+
+    hold_signals()
     from scope_runtime.lifecycle.config import changes, load_config
 
     read = load_config(config)

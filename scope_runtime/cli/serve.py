@@ -93,6 +93,9 @@ def serve(
       scope serve -m model.gguf -P policies/
       scope serve --config scope.yaml --host 0.0.0.0 --keys keys.yaml --admin :8081
     """
+    from scope_runtime.signals import hold_signals
+
+    hold_signals()
     from scope_runtime.serve.options import ServeOptions, admin_place
 
     read: RuntimeConfig | None = None

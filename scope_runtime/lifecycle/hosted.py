@@ -23,6 +23,7 @@ from scope_runtime.lifecycle.state import State
 from scope_runtime.lifecycle.types import BundleOptions, Cause, Options, Prepared, Target
 from scope_runtime.metrics import Metrics
 from scope_runtime.metrics.collect import lifecycle_reader
+from scope_runtime.signals import OFF, ON, RELOAD, SIGNALS, take_signals
 
 if TYPE_CHECKING:
     from scope_runtime.lifecycle.listen import Served
@@ -160,13 +161,14 @@ class Hosted:
         def on_signal(number: int, frame: FrameType | None) -> None:
             cause = Cause("signal", signal.Signals(number).name)
             {
-                signal.SIGHUP: self.follower.ask_reload,
-                signal.SIGUSR1: self.follower.ask_off,
-                signal.SIGUSR2: self.follower.ask_on,
+                RELOAD: self.follower.ask_reload,
+                OFF: self.follower.ask_off,
+                ON: self.follower.ask_on,
             }[signal.Signals(number)](cause)
 
         try:
-            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            for number in SIGNALS:
                 signal.signal(number, on_signal)
         except ValueError:
             raise UsageError("signals can be handled by the main thread alone") from None
+        take_signals()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from scope_runtime.serve.gate import Gate
 from scope_runtime.serve.gateway import ANYBODY, Gateway
 from scope_runtime.serve.keys import Holder, KeyRing
 from scope_runtime.serve.notify import Supervisor
+from scope_runtime.signals import OFF, ON, RELOAD, take_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,12 @@ class Control:
             follower.ask_reload(cause, lambda: supervisor.ready(self.told()))
 
         for number, ask in (
-            (signal.SIGHUP, reload),
-            (signal.SIGUSR1, follower.ask_off),
-            (signal.SIGUSR2, follower.ask_on),
+            (RELOAD, reload),
+            (OFF, follower.ask_off),
+            (ON, follower.ask_on),
         ):
             loop.add_signal_handler(number, ask, Cause("signal", number.name))
+        take_signals()
 
 
 def admin_app(gateway: Gateway, control: Callable[[], Control | None], *, keyless: bool) -> ASGIApp:

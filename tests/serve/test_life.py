@@ -302,3 +302,26 @@ def test_whoever_waits_in_the_gateway_is_in_the_metrics() -> None:
         assert metrics.registry.get_sample_value("scope_requests_deferred") == 0
 
     with_gateway(test)
+
+
+def test_behaviour_21_a_signal_that_comes_while_the_model_loads_is_not_lost(
+    tmp_path: Path, scope: Scope
+) -> None:
+    furnish(tmp_path)
+    with serving(tmp_path, wait=False) as server:
+        status = Path(f"/proc/{server.process.pid}/status")
+
+        def held() -> bool:
+            line = next(x for x in status.read_text().splitlines() if x.startswith("SigBlk"))
+            return bool(int(line.split()[1], 16) & 1 << signal.SIGUSR1 - 1)
+
+        until(held, "signals are held")
+        server.process.send_signal(signal.SIGUSR1)
+        server.base_url = server.wait_for("ready: ")
+        until(
+            lambda: any(
+                r.get("what") == "off" and r["actor"] == "SIGUSR1" for r in server.records()
+            ),
+            "it is switched off",
+        )
+        assert server.stop() == 0
