@@ -90,10 +90,11 @@ def decode(data: bytes, file: str) -> str:
         )
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise fatal("the file is not UTF-8", where, "a UTF-16 or UTF-32 mark", "UTF-8 text")
+    data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = data[: error.start].removeprefix(b"\xef\xbb\xbf")
+        before = data[: error.start]
         line = before.count(b"\n") + 1
         column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8")) + 1
         raise fatal(

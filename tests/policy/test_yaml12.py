@@ -92,9 +92,10 @@ def test_a_byte_order_mark_is_passed_over() -> None:
     assert document.marks[("a",)].key == Location(FILE, 1, 1)
 
 
-def test_the_place_of_a_bad_byte_counts_characters() -> None:
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2])
+def test_the_place_of_a_bad_byte_counts_characters(mark: bytes) -> None:
     with pytest.raises(PolicyErrors) as refused:
-        decode("a: ü\nb: üü".encode() + b"\xff", FILE)
+        decode(mark + "a: ü\nb: üü".encode() + b"\xff", FILE)
     assert (
         str(refused.value)
         == "p.yaml:2:6: the file is not UTF-8; found byte 0xff; expected UTF-8 text"
