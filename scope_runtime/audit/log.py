@@ -15,7 +15,7 @@ from scope_runtime.audit.keyfile import read_signing_key
 from scope_runtime.audit.options import AuditOptions, OnFailure
 from scope_runtime.audit.redact import Redaction, Selection, redaction_records
 from scope_runtime.audit.status import AuditStatus
-from scope_runtime.audit.store import NoSpaceError, Store, own_record
+from scope_runtime.audit.store import NoSpaceError, Store, own_record, since_boot
 from scope_runtime.errors import AuditError
 from scope_runtime.events import Event, Kind
 
@@ -43,17 +43,23 @@ class AuditLog:
     Args:
         options: where and how; a path alone means all defaults.
         clock: seconds since the epoch.
+        steady: seconds since some moment, by a clock that nobody can set: what expires while the log is open does so by
+            the slower of the two.
 
     Raises:
         AuditError: the log cannot be opened, somebody else writes it, or it is not as it was left.
     """
 
     def __init__(
-        self, options: AuditOptions | str | Path, *, clock: Callable[[], float] = time.time
+        self,
+        options: AuditOptions | str | Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = since_boot,
     ) -> None:
         self.options = options if isinstance(options, AuditOptions) else AuditOptions(options)
         key = read_signing_key(self.options.key) if self.options.key is not None else None
-        self._store = Store(self.options, key, clock=clock)
+        self._store = Store(self.options, key, clock=clock, steady=steady)
         self._clock = clock
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()

@@ -24,6 +24,7 @@ from scope_runtime.events import Event, Kind
 from scope_runtime.files import written_whole
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_MOST_DRIFT_S = 3600.0  # how far a clock that is merely corrected moves, at most
 
 
 class NoSpaceError(AuditError):
@@ -35,11 +36,17 @@ def own_record(what: str, time: float, **detail: object) -> Body:
     return Body(Event(kind=Kind.RUNTIME, what=what, time=time, detail=detail).record())
 
 
+def since_boot() -> float:
+    """Seconds, those asleep among them, by a clock that nobody can set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Store:
     """Opens or begins a log, and repairs a torn end.
 
     Args:
         clock: seconds since the epoch.
+        steady: seconds since some moment, by a clock that nobody can set.
 
     Raises:
         AuditError: the log cannot be opened, is held by somebody else, or is not as it was left.
@@ -51,11 +58,14 @@ class Store:
         key: SigningKey | None,
         *,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = since_boot,
     ) -> None:
         self.files = LogFiles(Path(options.path).absolute())
         self._options = options
         self._key = key
         self._clock = clock
+        self._steady = steady
+        self._opened_at = (clock(), steady())
         self._fd = -1
         self._beside: OpeningsFile | None = None
         self._dead: str | None = None
@@ -271,7 +281,10 @@ class Store:
     def _find_expired(self) -> None:
         """What is older than it is to be kept goes, but only after that is on record."""
         if self._old is None:
-            now, keep_s = self._clock(), self._options.retention_s
+            # By a clock that somebody put forward everything would be old.
+            opened, since = self._opened_at
+            now = min(self._clock(), opened + self._steady() - since + _MOST_DRIFT_S)
+            keep_s = self._options.retention_s
             try:
                 self._old = expired(self.files, self._header, now, keep_s)
             except AuditError as error:

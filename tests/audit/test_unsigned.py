@@ -65,7 +65,7 @@ def test_what_goes_is_signed_off_before_it_goes(tmp_path: Path) -> None:
     options = AuditOptions(
         tmp_path / "audit.jsonl", key=key_file(tmp_path), rotate_s=DAY_S, retention_s=2 * DAY_S
     )
-    log = AuditLog(options, clock=lambda: now[0])
+    log = AuditLog(options, clock=lambda: now[0], steady=lambda: now[0])
     n_first = 0
     for day in range(6):
         now[0] = day * DAY_S
@@ -79,6 +79,23 @@ def test_what_goes_is_signed_off_before_it_goes(tmp_path: Path) -> None:
         n_first += report.first > 0
     log.close()
     assert n_first >= 2
+
+
+def test_a_clock_that_is_put_forward_deletes_nothing(tmp_path: Path) -> None:
+    now, steady = [1e9], [50.0]
+    options = AuditOptions(
+        tmp_path / "audit.jsonl", key=key_file(tmp_path), rotate_s=DAY_S, retention_s=2 * DAY_S
+    )
+    log = AuditLog(options, clock=lambda: now[0], steady=lambda: steady[0])
+    log.write([event(0)])
+    now[0] += 365 * DAY_S
+    for n in range(1, 4):
+        log.write([event(n)])
+        now[0] += DAY_S
+    files = LogFiles(options.path if isinstance(options.path, Path) else Path(options.path))
+    assert min(files.closed()) == 0
+    log.close()
+    assert verify(files, keys=[KEY.public]).bad is None
 
 
 def test_a_redaction_is_signed_off_before_anything_is_erased(tmp_path: Path) -> None:
