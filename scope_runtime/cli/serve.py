@@ -11,25 +11,11 @@ import typer
 
 from scope_runtime.cli.options import GpuLayersOption, RootOption, ThreadsOption
 from scope_runtime.errors import UsageError
-from scope_runtime.types import StrEnum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from scope_runtime.attached.arguments import ServerCommand
-    from scope_runtime.events import Sink
     from scope_runtime.lifecycle.config import RuntimeConfig
     from scope_runtime.runtime import Runtime
-    from scope_runtime.serve.keys import KeyRing
     from scope_runtime.serve.options import ServeOptions
-    from scope_runtime.serve.server import Opened
-
-
-class EngineName(StrEnum):
-    """What computes the answers."""
-
-    EMBEDDED = "embedded"
-    LLAMA_SERVER = "llama-server"
 
 
 def serve(
@@ -95,18 +81,6 @@ def serve(
         int,
         typer.Option("--parallel", metavar="N", min=1, max=256, help="Answers side by side."),
     ] = 1,
-    engine: Annotated[
-        EngineName,
-        typer.Option("--engine", help="What computes: llama.cpp in this process, or your server."),
-    ] = EngineName.EMBEDDED,
-    llama_server: Annotated[
-        str,
-        typer.Option("--llama-server", metavar="PATH", help="The llama-server program to start."),
-    ] = "llama-server",
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- ARGS]", help="Arguments of llama-server.", show_default=False),
-    ] = None,
 ) -> None:
     """Serve OpenAI's API; every answer is under the policies that select it.
 
@@ -118,7 +92,6 @@ def serve(
     Examples:
       scope serve -m model.gguf -P policies/
       scope serve --config scope.yaml --host 0.0.0.0 --keys keys.yaml --admin :8081
-      scope serve --engine llama-server -P policies/ -- -m model.gguf -np 8
     """
     from scope_runtime.signals import hold_signals
 
@@ -136,18 +109,6 @@ def serve(
         read = load_config(config)
         options = serve_options(read)
         model = read.model
-    command = None
-    if engine is EngineName.LLAMA_SERVER:
-        from scope_runtime.attached.arguments import server_command
-
-        command = server_command(llama_server, model, arguments or ())
-        model = command.model
-    elif arguments:
-        raise UsageError(
-            "arguments that nobody takes",
-            found=" ".join(arguments),
-            hint="Those after -- are for --engine llama-server",
-        )
     if model is None:
         raise UsageError("no model is given", hint="Give --model FILE, or --config scope.yaml")
     if read is None and policies is None:
@@ -166,27 +127,6 @@ def serve(
     options = dataclasses.replace(
         options, **{name: value for name, value in changes.items() if value is not None}
     )
-
-    if command is not None:
-        from scope_runtime.attached.folder import server_folder
-
-        _serve(
-            options,
-            model,
-            _attached(
-                command,
-                server_folder(read.state if read is not None else state, command),
-                read,
-                {
-                    "policy": policies,
-                    "policy_root": root,
-                    "state": state,
-                    "control": control,
-                    "audit": audit,
-                },
-            ),
-        )
-        return
 
     def opened() -> Runtime:
         from scope_runtime.cli.told import Told
@@ -212,11 +152,16 @@ def serve(
             n_threads=threads,
         )
 
-    def embedded(ring: KeyRing) -> Opened:
-        from scope_runtime.serve.admin import Control
-        from scope_runtime.serve.embedded import Embedded
-        from scope_runtime.serve.server import Opened
+    _serve(options, model, opened)
 
+
+def _serve(options: ServeOptions, model: Path, opened: Any) -> None:
+    from scope_runtime.serve.admin import Control
+    from scope_runtime.serve.embedded import Embedded
+    from scope_runtime.serve.keys import KeyRing
+    from scope_runtime.serve.server import Opened, serve
+
+    def opener(ring: KeyRing) -> Opened:
         runtime = opened()
         try:
             return Opened(Embedded(runtime), Control.of(runtime.hosted, ring))
@@ -224,55 +169,7 @@ def serve(
             runtime.close()
             raise
 
-    _serve(options, model, embedded)
+    def ready(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
-
-def _attached(
-    command: ServerCommand, folder: Path, read: RuntimeConfig | None, said: dict[str, Any]
-) -> Callable[[KeyRing], Opened]:
-    """What opens a llama-server, as a configuration or, without one, as the options say."""
-
-    def opened(ring: KeyRing) -> Opened:
-        from scope_runtime.attached.runtime import AttachedRuntime
-        from scope_runtime.cli.told import Told
-        from scope_runtime.configured import opened_by
-        from scope_runtime.serve.admin import Control
-        from scope_runtime.serve.attached import AttachedEngine
-        from scope_runtime.serve.server import Opened
-
-        def of_config(config: RuntimeConfig, sinks: Sequence[Sink]) -> AttachedRuntime:
-            return AttachedRuntime(
-                command,
-                config.policy,
-                folder=folder,
-                say=_tell,
-                policy_root=config.policy_root,
-                watch=config.options,
-                state=config.state,
-                control=config.control,
-                audit=config.audit,
-                sinks=sinks,
-            )
-
-        if read is not None:
-            runtime = opened_by(read, of_config, Told())
-        else:
-            runtime = AttachedRuntime(command, folder=folder, say=_tell, sinks=[Told()], **said)
-        try:
-            engine = AttachedEngine(runtime)
-            return Opened(engine, Control.of(runtime.hosted, ring), lambda: runtime.trouble)
-        except BaseException:
-            runtime.close()
-            raise
-
-    return opened
-
-
-def _serve(options: ServeOptions, model: Path, opener: Callable[[KeyRing], Opened]) -> None:
-    from scope_runtime.serve.server import serve
-
-    serve(options, options.alias or model.stem, opener, _tell)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    serve(options, options.alias or model.stem, opener, ready)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from threading import Event as Flag
@@ -13,10 +14,10 @@ from scope_runtime.events import RevisionSpan
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.engine import Generation
+from scope_runtime.policy.model import Mode
 from scope_runtime.program import Program
 from scope_runtime.runtime import GenerateOptions, Runtime
-from scope_runtime.serve.ask import Ask, Began, Done, Item, changing
-from scope_runtime.serve.controls import control_pattern, without_controls
+from scope_runtime.serve.ask import Ask, Began, Done, Item
 
 
 class Embedded:
@@ -88,6 +89,23 @@ class Embedded:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._threads.shutdown)
         await loop.run_in_executor(None, self._runtime.close)
+
+
+def changing(program: Program) -> int:
+    """Rules of a program that may change the residual."""
+    return sum(1 for rule in program.rules if rule.mode is Mode.ENFORCE and rule.alert is None)
+
+
+def control_pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """What matches a control token that is written out; None where there are none."""
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def without_controls(text: str, controls: re.Pattern[str] | None) -> str:
+    """A stranger's text without control tokens, also without those that appear when others are taken out."""
+    while controls is not None and controls.search(text):
+        text = controls.sub("", text)
+    return text
 
 
 def _done(answer: Generation) -> Done:
