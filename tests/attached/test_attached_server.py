@@ -128,6 +128,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return out
 
 
+def greedy(answer: list[int], logits: np.ndarray) -> bool:
+    """Whether each token is the likeliest, or as likely but for what other columns in a batch change in a sum."""
+    taken = logits[np.arange(len(answer)), answer]
+    return bool((logits.max(axis=1) - taken <= BOUND * np.ptp(logits, axis=1)).all())
+
+
 def summaries(events: list[RawEvent], serial: int) -> list[RawEvent]:
     return [e for e in events if e.kind == SUMMARY and e.serial == serial]
 
@@ -157,7 +163,7 @@ def test_slots_side_by_side_answer_as_the_runtime_alone(
         n_prompt = len(prompts[slot])
         policy = place.policies[name] if name else None
         logits = reference(policy, prompts[slot] + answer, n_prompt)
-        assert answer == [int(t) for t in logits[n_prompt - 1 : -1].argmax(axis=1)]
+        assert greedy(answer, logits[n_prompt - 1 : -1])
         plain = reference(None, prompts[slot] + answer, n_prompt)
         assert (name is None) == bool(np.array_equal(logits, plain))
     for serial in serials[:3]:
@@ -227,7 +233,7 @@ def test_a_program_changes_between_two_tokens(place: Place) -> None:
         rows = np.concatenate(
             [rows, hooked.decode((tokens + answer)[change:], change, all_logits=True)]
         )
-    assert answer == [int(t) for t in rows[15:-1].argmax(axis=1)]
+    assert greedy(answer, rows[15:-1])
     for serial in (first, second):
         place.hook.release(serial)
 

@@ -245,10 +245,12 @@ def test_what_is_too_large_is_not_read(server: Server) -> None:
     with server.client() as client:
         body = b'{"prompt": "' + b"a" * (9 * 2**20) + b'"}'
         headers = {"content-type": "application/json"}
-        response = client.post("/v1/completions", content=body, headers=headers)
-        assert (response.status_code, error_of(response)["code"]) == (413, "request_too_large")
-        unsaid = client.post("/v1/completions", content=iter([body[: 2**20]] * 9), headers=headers)
-        assert unsaid.status_code == 413
+        # The status alone: whoever goes on sending may lose the rest of the answer to the closed connection.
+        for content in (body, iter([body[: 2**20]] * 9)):
+            with client.stream(
+                "POST", "/v1/completions", content=content, headers=headers
+            ) as response:
+                assert response.status_code == 413
 
 
 LIMITED = CONFIG.replace(
