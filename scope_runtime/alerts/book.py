@@ -83,7 +83,7 @@ class AlertBook:
         n_unrecorded: events that the log did not take.
 
     Raises:
-        AlertError: the state cannot be kept, or a receiver's secret is not there.
+        AlertError: the state cannot be kept, or a receiver's address or secret is not there.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class AlertBook:
         self._must_turn = False
         self._must_save = True  # so that the next process knows since when to look
         self._saved_at = clock()
-        _check_secrets(options)
+        for receiver in options.receivers:
+            receiver.check()
         self._filing = Filing(options.state, options.dead_letter, clock)
         kept = self._filing.open()
         self._kept_at = kept.saved_at
@@ -309,9 +310,10 @@ class AlertBook:
         """Takes up other options; the files stay where they are.
 
         Raises:
-            AlertError: a receiver's secret is not there; nothing has changed.
+            AlertError: a receiver's address or secret is not there; nothing has changed.
         """
-        _check_secrets(options)
+        for receiver in options.receivers:
+            receiver.check()
         options = replace(options, state=self.options.state, dead_letter=self.options.dead_letter)
         with self.changed:
             self.options = self._states.options = options
@@ -386,9 +388,3 @@ class AlertBook:
                     outbox.retire()
         self._file(keep=True)
         self._filing.close()
-
-
-def _check_secrets(options: AlertOptions) -> None:
-    for receiver in options.receivers:
-        if receiver.secret is not None:
-            receiver.secret.header()

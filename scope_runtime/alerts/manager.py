@@ -30,7 +30,7 @@ class AlertManager:
             delivered after the next start.
 
     Raises:
-        AlertError: the state cannot be kept, or a receiver's secret is not there.
+        AlertError: the state cannot be kept, or a receiver's address or secret is not there.
     """
 
     def __init__(

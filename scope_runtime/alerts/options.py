@@ -23,16 +23,56 @@ class AlertError(ScopeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
-    """Where a secret is, never the secret itself. Read whenever it is used, so that it may be rotated.
+class Held:
+    """Where something that nobody else may read is. Read whenever it is used, so that it may be rotated.
 
     Attributes:
         file, env: a file, or a variable of the environment; one of them.
-        user: for basic authentication; None sends the secret as a bearer token.
     """
 
     file: Path | None = None
     env: str | None = None
+
+    def read(self, what: str) -> str:
+        """What is there, without the space around it.
+
+        Args:
+            what: what is looked for, for the error.
+
+        Raises:
+            AlertError: nothing is there, or nothing that a request may carry.
+        """
+        found = self._found(what)
+        if not found.isascii() or not found.isprintable() or not found:
+            raise self.error(f"not {what}", "nothing" if not found else "control characters", what)
+        return found
+
+    def _found(self, what: str) -> str:
+        if self.env is not None:
+            found = os.environ.get(self.env)
+            if found is None:
+                raise self.error("no such variable in the environment", self.env, what)
+            return found.strip()
+        if self.file is None:
+            raise self.error(f"no place for {what}", "neither a file nor a variable", what)
+        with open_regular(self.file, AlertError) as file:
+            data = read_exactly(file, 0, _MOST_SECRET_BYTES)
+        return data.decode("ascii", errors="replace").strip()
+
+    def error(self, message: str, found: str, expected: str) -> AlertError:
+        """An error that names the place and never what is there."""
+        where = Location(str(self.file)) if self.file is not None else None
+        return AlertError(message, location=where, found=found, expected=expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret(Held):
+    """What a receiver knows us by.
+
+    Attributes:
+        user: for basic authentication; None sends the secret as a bearer token.
+    """
+
     user: str | None = None
 
     def header(self) -> str:
@@ -41,28 +81,10 @@ class Secret:
         Raises:
             AlertError: there is no secret there, or none that a header may carry.
         """
-        secret = self._read()
-        if not secret.isascii() or not secret.isprintable() or not secret:
-            raise self._error("not a secret", "nothing" if not secret else "control characters")
+        secret = self.read("a receiver's secret")
         if self.user is None:
             return f"Bearer {secret}"
         return "Basic " + base64.b64encode(f"{self.user}:{secret}".encode()).decode()
-
-    def _read(self) -> str:
-        if self.env is not None:
-            found = os.environ.get(self.env)
-            if found is None:
-                raise self._error("no such variable in the environment", self.env)
-            return found.strip()
-        if self.file is None:
-            raise self._error("no secret", "neither a file nor a variable")
-        with open_regular(self.file, AlertError) as file:
-            data = read_exactly(file, 0, _MOST_SECRET_BYTES)
-        return data.decode("ascii", errors="replace").strip()
-
-    def _error(self, message: str, found: str) -> AlertError:
-        where = Location(str(self.file)) if self.file is not None else None
-        return AlertError(message, location=where, found=found, expected="a receiver's secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +93,7 @@ class Receiver:
 
     Attributes:
         name: in records, metrics and messages; the address is in none of them, as it may be a secret itself.
-        url: where to post.
+        url: where to post; or where the address is, if it is a secret itself.
         secret: sent as ``Authorization``.
         severities, policies: only alerts of these; empty: of all.
         send_resolved: say too when an alert is over.
@@ -82,7 +104,7 @@ class Receiver:
     """
 
     name: str
-    url: str
+    url: str | Held
     secret: Secret | None = None
     severities: frozenset[str] = frozenset()
     policies: frozenset[str] = frozenset()
@@ -97,17 +119,44 @@ class Receiver:
 
     def __post_init__(self) -> None:
         """Raises: AlertError."""
+        if isinstance(self.url, str):
+            self._check(self.url)
+
+    def address(self) -> str:
+        """Where to post.
+
+        Raises:
+            AlertError: no address is where it should be, or none that may be posted to.
+        """
+        if isinstance(self.url, str):
+            return self.url
+        found = self.url.read("a receiver's address")
+        self._check(found)
+        return found
+
+    def check(self) -> None:
+        """Raises: AlertError: the address or the secret is not there."""
+        self.address()
+        if self.secret is not None:
+            self.secret.header()
+
+    def _check(self, url: str) -> None:
         try:
-            parts = urlsplit(self.url)
+            parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
         except ValueError:
             raise self._error("not an address", "a malformed one") from None
         if parts.scheme not in ("http", "https") or not host:
-            raise self._error("not an address of a receiver", f"the scheme {parts.scheme!r}")
+            # What stands before a colon may be a secret in the wrong file.
+            scheme = (
+                "its beginning" if isinstance(self.url, Held) else f"the scheme {parts.scheme!r}"
+            )
+            raise self._error("not an address of a receiver", scheme)
         if parts.username is not None or parts.password is not None:
             raise self._error("a secret in the address", "user and password", "secret: {file: …}")
         if self.secret is not None and parts.scheme == "http" and host not in _LOOPBACK:
-            raise self._error("a secret is not sent over plain HTTP", host, "https://")
+            found = "an http:// address" if isinstance(self.url, Held) else host
+            raise self._error("a secret is not sent over plain HTTP", found, "https://")
 
     def wants(self, labels: Mapping[str, str]) -> bool:
         """Whether alerts with these labels concern this receiver."""
@@ -213,6 +262,10 @@ def _receiver(raw: Mapping[str, Any], folder: Path, key: str) -> Receiver:
         given["secret"] = Secret(
             folder / file if file is not None else None, secret.get("env"), secret.get("user")
         )
+    for name in ("url_file", "url_env"):
+        if name in given:
+            place = given.pop(name)
+            given["url"] = Held(file=folder / place) if name == "url_file" else Held(env=place)
     if "ca_file" in given:
         given["ca_file"] = folder / given["ca_file"]
     for name in ("severities", "policies"):

@@ -62,7 +62,9 @@ def send(
         "User-Agent": f"scope-runtime/{__version__}",
         "Idempotency-Key": notification_id,
     }
+    url = ""
     try:
+        url = receiver.address()
         if receiver.secret is not None:
             headers["Authorization"] = receiver.secret.header()
         with (
@@ -72,16 +74,16 @@ def send(
                 follow_redirects=False,
             ) as client,
             client.stream(
-                "POST", receiver.url, headers=headers, content=json.dumps(body).encode()
+                "POST", url, headers=headers, content=json.dumps(body).encode()
             ) as answer,
         ):
             said = _read(answer, time.monotonic() + receiver.timeout_s)
-            return _judge(answer, said, now)
+            return _judge(answer, said, url, now)
     except AlertError as error:
         # Whoever mends the file mends the alert: it is tried again.
         return Attempt(Verdict.RETRY, None, str(error))
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
-        return Attempt(Verdict.RETRY, None, _clean(f"{type(error).__name__}: {error}", receiver))
+        return Attempt(Verdict.RETRY, None, _clean(f"{type(error).__name__}: {error}", url))
 
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
@@ -113,7 +115,7 @@ def _read(answer: httpx.Response, until: float) -> bytes:
     return out[:MOST_ANSWER_BYTES]
 
 
-def _judge(answer: httpx.Response, said: bytes, now: float) -> Attempt:
+def _judge(answer: httpx.Response, said: bytes, url: str, now: float) -> Attempt:
     status = answer.status_code
     text = f"{status} {answer.reason_phrase}".strip()
     if answer.is_success:
@@ -123,9 +125,10 @@ def _judge(answer: httpx.Response, said: bytes, now: float) -> Attempt:
     words = "".join(c if c.isprintable() else " " for c in said.decode("utf-8", "replace")).strip()
     if words and (answer.headers.get("Content-Type") or "").startswith(("text/plain", "applic")):
         text += f": {words[:_MOST_WORDS]}"
-    # The receiver may echo what it was sent.
+    # The receiver may echo what it was sent, and an address's path may be a secret as well.
     auth = answer.request.headers.get("Authorization", "").partition(" ")[2]
-    text = text.replace(auth, "…") if auth else text
+    for secret in (url, answer.request.url.raw_path.decode("ascii").lstrip("/"), auth):
+        text = text.replace(secret, "…") if secret else text
     if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
         return Attempt(
             Verdict.RETRY, status, text, _retry_after(answer.headers.get("Retry-After"), now)
@@ -146,5 +149,5 @@ def _retry_after(value: str | None, now: float) -> float | None:
         return None
 
 
-def _clean(words: str, receiver: Receiver) -> str:
-    return words.replace(receiver.url, "its address")[:_MOST_WORDS]
+def _clean(words: str, url: str) -> str:
+    return words.replace(url, "its address")[:_MOST_WORDS] if url else words[:_MOST_WORDS]

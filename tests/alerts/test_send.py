@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from scope_runtime.alerts.options import AlertError, Receiver, Secret, alert_options
+from scope_runtime.alerts.options import AlertError, Held, Receiver, Secret, alert_options
 from scope_runtime.alerts.send import MOST_ANSWER_BYTES, Attempt, Verdict, send
 from tests.support.webhook import Hook, webhook
 
@@ -158,7 +158,7 @@ def test_what_is_no_secret_is_not_sent(hook: Hook, tmp_path: Path, content: str)
     file.write_text(content)
     found = post(hook, secret=Secret(file=file))
     assert found.verdict is Verdict.RETRY
-    assert "not a secret" in found.words
+    assert "not a receiver's secret" in found.words
     assert "Injected" not in found.words
     assert hook.got == []
 
@@ -202,6 +202,55 @@ def test_a_secret_goes_over_plain_http_to_the_loopback_alone() -> None:
         Receiver("desk", "http://example.com/", secret)
     Receiver("desk", "http://127.0.0.1:1/", secret)
     Receiver("desk", "https://example.com/", secret)
+
+
+def test_an_address_in_a_file_is_read_at_each_use_and_never_said(tmp_path: Path) -> None:
+    file = tmp_path / "address"
+    receiver = Receiver("desk", Held(file=file))
+    with webhook() as first, webhook() as second:
+        for hook in (first, second):
+            file.write_text(f"{hook.url}\n")
+            assert send(receiver, BODY, "id", now=NOW).verdict is Verdict.DELIVERED
+            assert len(hook.got) == 1
+        second.status, second.answer_headers = 404, {"Content-Type": "text/plain"}
+        path = second.url.rpartition("/")[2]
+        second.answer = f"nothing at /{path}".encode()
+        found = send(receiver, BODY, "id", now=NOW)
+    assert path
+    assert found.words == "404 Not Found: nothing at /…"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        ("", "not a receiver's address"),
+        ("xoxb-hunter2:1", "not an address of a receiver"),
+        ("https://user:hunter2@example.com/", "a secret in the address"),
+    ],
+)
+def test_what_is_no_address_is_waited_for(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "address").write_text(content)
+    receiver = Receiver("desk", Held(file=tmp_path / "address"))
+    found = send(receiver, BODY, "id", now=NOW)
+    assert (found.verdict, found.status) == (Verdict.RETRY, None)
+    assert said in found.words
+    assert "hunter2" not in found.words
+    with pytest.raises(AlertError, match=said):
+        receiver.check()
+
+
+def test_a_secret_goes_to_no_plain_address_out_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SCOPE_TEST_ADDRESS", "http://example.com/hunter2")
+    monkeypatch.setenv("SCOPE_TEST_SECRET", "swordfish")
+    receiver = Receiver("desk", Held(env="SCOPE_TEST_ADDRESS"), Secret(env="SCOPE_TEST_SECRET"))
+    found = send(receiver, BODY, "id", now=NOW)
+    assert found.verdict is Verdict.RETRY
+    assert "not sent over plain HTTP" in found.words
+    assert "example.com" not in found.words
 
 
 # -- TLS
@@ -265,13 +314,16 @@ def test_options_out_of_a_section(tmp_path: Path) -> None:
             "receivers": [
                 {"name": "a", "url": "https://a.example", "secret": {"file": "t"}, "timeout_s": 3},
                 {"name": "b", "url": "https://b.example", "severities": ["critical"]},
+                {"name": "c", "url_file": "u"},
+                {"name": "d", "url_env": "WHERE"},
             ],
         },
         tmp_path,
     )
     assert options.state == tmp_path / "a.json"
     assert (options.for_s, options.group_by) == (5.0, ("policy", "alertname"))
-    first, second = options.receivers
+    first, second, third, fourth = options.receivers
+    assert (third.url, fourth.url) == (Held(file=tmp_path / "u"), Held(env="WHERE"))
     assert first.secret == Secret(file=tmp_path / "t")
     assert second.severities == {"critical"}
     assert alert_options({}, tmp_path).receivers == ()
