@@ -14,6 +14,7 @@ from scope_runtime.errors import Location, UsageError
 from scope_runtime.files import open_regular, read_exactly
 from scope_runtime.pack_types import F32Array, I64Array
 from scope_runtime.policy.model import EMBEDDING, GateKind
+from scope_runtime.sae.encoder import WholeEncoder
 
 if TYPE_CHECKING:
     from converters.probe import Probe
@@ -92,6 +93,13 @@ class SaeLayer(Protocol):
 
     def encoder(self) -> tuple[F32Array, F32Array]:
         """The whole encoder, folded: (d_sae, width), mapped where the format allows, and (d_sae,)."""
+        ...
+
+    def whole(self) -> WholeEncoder:
+        """The same for encoding at run time: mapped in the file's own type where rows need no folding.
+
+        Rows are not looked through: a NaN in them is found by whoever multiplies with them.
+        """
         ...
 
     def tensors(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:

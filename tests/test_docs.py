@@ -126,6 +126,7 @@ def test_python_blocks_run(
 ) -> None:
     """In a folder where the files that the pages speak of exist."""
     (tmp_path / "model.gguf").symlink_to(tiny.model)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for file in (
         tiny.policy,
         tiny.policy.with_name("pack.gguf"),

@@ -25,6 +25,7 @@ from scope_runtime.errors import Location, PackError, UsageError
 from scope_runtime.files import open_regular, read_exactly
 from scope_runtime.pack_types import MAX_WIDTH, F32Array, I64Array, check_finite
 from scope_runtime.policy.model import GateKind
+from scope_runtime.sae.encoder import WholeEncoder
 
 KIND = "qwen-scope"
 MAX_CONFIG_BYTES = 1 << 20
@@ -185,6 +186,14 @@ class QwenScopeLayer:
                 rows[start : start + len(block)] = block
         self._data.check(lambda: check_finite(rows, "W_enc"))
         return rows, self._data.vector("b_enc", self.d_sae)
+
+    def whole(self) -> WholeEncoder:
+        """The same, also mapped if the file is F16 or BF16."""
+        enc, bias = self._data.array("W_enc"), self._data.vector("b_enc", self.d_sae)
+        rows = enc.mapped() if isinstance(enc, FileArray) else None
+        if rows is None:
+            return WholeEncoder(self.encoder()[0], "F32", bias)
+        return WholeEncoder(rows, enc.type, bias)
 
     def tensors(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         """Name, shape and type of every tensor in the file."""

@@ -138,6 +138,18 @@ class FileArray:
                 values = np.frombuffer(raw, item).reshape(stop - start, *shape[1:])
                 yield start, as_f32(values, self.type)
 
+    def mapped(self) -> npt.NDArray[Any] | None:
+        """The array itself, mapped, in its own type; None where it lies askew.
+
+        For arrays that are read again and again from one end to the other, for which reading would
+        take as much memory as they are large. Replace such a file by renaming a new one over it.
+        """
+        item = np.dtype(FLOATS[self.type])
+        if self.offset % item.itemsize:
+            return None
+        with self.identity.opened() as file:
+            return np.memmap(file, item, "r", offset=self.offset, shape=self.shape)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MappedArray:

@@ -11,10 +11,11 @@ import numpy as np
 
 from converters.features import SaeRows
 from converters.fold import fold_encoder, gate_as_threshold
-from converters.readers.stored import BLOCK_BYTES, File, StoredArray, block_rows
+from converters.readers.stored import BLOCK_BYTES, File, FileArray, StoredArray, block_rows
 from scope_runtime.errors import PackError
 from scope_runtime.pack_types import MAX_WIDTH, F32Array, I64Array, check_finite
 from scope_runtime.policy.model import GateKind
+from scope_runtime.sae.encoder import WholeEncoder
 
 MAX_D_SAE = 1 << 24
 SCRATCH_BYTES = 64 << 20
@@ -133,6 +134,26 @@ class StoredSae:
         self._check(lambda: check_finite(out, "the encoder"))
         self._check(lambda: check_finite(bias, "the encoder's bias"))
         return out, bias
+
+    def whole(self) -> WholeEncoder:
+        """The same; mapped where a feature's row lies in the file as it is multiplied with."""
+        enc, thresholds = self.enc.array, self._thresholds(np.arange(self.d_sae))
+        rows = enc.mapped() if isinstance(enc, FileArray) and self._rows_as_stored() else None
+        if rows is None:
+            folded, bias = self.encoder()
+            return WholeEncoder(folded, "F32", bias, thresholds)
+        bias = np.zeros(self.d_sae, np.float32) if self.bias is None else self.bias
+        if self.input_offset is not None:
+            ids, parts = np.arange(self.d_sae), []
+            for start, block in enc.blocks():
+                parts.append(self._folded(block, ids[start : start + len(block)], None)[1])
+            bias = np.concatenate(parts)
+        self._check(lambda: check_finite(bias, "the encoder's bias"))
+        return WholeEncoder(rows, enc.type, bias, thresholds)
+
+    def _rows_as_stored(self) -> bool:
+        scaled = self.input_scale != 1.0 or self.r_mag is not None or self.decoder_norms
+        return not (scaled or self.centred or self.enc.transposed)
 
     def tensors(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         """Name, shape and type of every array in the file."""
