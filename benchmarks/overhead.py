@@ -31,7 +31,7 @@ from benchmarks.random_q4_model import QWEN3_0_6B, TINY, model_file  # noqa: E40
 from benchmarks.samples import Journal, Plan, Round  # noqa: E402
 from scope_runtime.files import cache_folder  # noqa: E402
 from scope_runtime.llama import library  # noqa: E402
-from scope_runtime.native.hook import build_info  # noqa: E402
+from scope_runtime.native.abi import build_info  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from scope_runtime.native.hook import RawEvent, Span
+from scope_runtime.native.abi import RawEvent
+from scope_runtime.native.hook import Span
 from scope_runtime.policy.model import Keep
 from scope_runtime.program import Program
 from scope_runtime.types import StrEnum

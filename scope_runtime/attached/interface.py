@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from scope_runtime.native.hook import RawEvent, Span
+from scope_runtime.native.abi import RawEvent
+from scope_runtime.native.hook import Span
 
 Ask = Callable[[Sequence[int], int], object]
 """Sends token ids as a prompt to a slot: greedy, one token, no cache. Returns what of the answer depends on the logits:

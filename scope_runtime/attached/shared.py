@@ -18,14 +18,14 @@ import numpy as np
 from scope_runtime.attached.interface import Ask, AttachedStatus, SlotAbort, SlotState
 from scope_runtime.errors import HookError
 from scope_runtime.native import shared
-from scope_runtime.native.hook import (
+from scope_runtime.native.abi import (
     ATTACH_CALLBACK,
     ATTACH_COLUMNS,
     ATTACH_MEMORY,
     RawEvent,
-    Span,
     library_path,
 )
+from scope_runtime.native.hook import Span
 from scope_runtime.policy.model import EMBEDDING
 from scope_runtime.probe_program import adding
 from scope_runtime.types import ModelShape

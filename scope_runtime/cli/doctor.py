@@ -68,7 +68,7 @@ def doctor(
 def machine() -> dict[str, Any]:
     """Versions, the hook's kernels and llama.cpp's own view of the CPU."""
     from scope_runtime.llama import library
-    from scope_runtime.native import hook
+    from scope_runtime.native import abi
     from scope_runtime.version import __version__
 
     llama = library.load()
@@ -76,7 +76,7 @@ def machine() -> dict[str, Any]:
         "scope": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "hook": hook.build_info(),
+        "hook": abi.build_info(),
         "llama_cpp_python": llama.version,
         "llama_cpp": llama.system_info.strip(),
         "interposed": llama.interposed,

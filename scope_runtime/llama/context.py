@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scope_runtime.errors import HookError, ModelError, UsageError
 from scope_runtime.llama import library
 from scope_runtime.llama.checks import ModelInfo, check_model
-from scope_runtime.native.hook import ATTACH_COLUMNS, Hook
+from scope_runtime.native.abi import ATTACH_COLUMNS
+from scope_runtime.native.hook import Hook
 from scope_runtime.types import ModelShape
 
 MAX_THREADS = 512

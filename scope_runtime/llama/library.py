@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from scope_runtime.errors import HookError
-from scope_runtime.native import hook
+from scope_runtime.native import abi
 
 _GGML_BASE = ("libggml-base.so.0", "libggml-base.so")
 
@@ -45,7 +45,7 @@ def load() -> LlamaLibrary:
         HookError: llama_cpp is missing, broken, or lacks a function that the hook needs.
     """
     late = "llama_cpp" in sys.modules
-    hook.library()
+    abi.library()
     try:
         import llama_cpp
         from llama_cpp import llama_cpp as api
@@ -55,7 +55,7 @@ def load() -> LlamaLibrary:
             found=str(error),
             hint="Install it again: pip install --force-reinstall --no-binary :all: llama-cpp-python",
         ) from error
-    hook.attach(api._lib._handle, _ggml_base()._handle)
+    abi.attach(api._lib._handle, _ggml_base()._handle)
     api.llama_log_set(_log_sink, None)
     api.llama_backend_init()
     return LlamaLibrary(

@@ -25,7 +25,7 @@ from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.slots import Slot, Wish, Work, columns
 from scope_runtime.llama.timing import Timing
-from scope_runtime.native.hook import ATTACH_COLUMNS
+from scope_runtime.native.abi import ATTACH_COLUMNS
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from scope_runtime.errors import HookError
 from scope_runtime.llama.context import Context
-from scope_runtime.native.hook import ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY
+from scope_runtime.native.abi import ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY
 from scope_runtime.policy.model import EMBEDDING
 from scope_runtime.probe_program import adding
 from scope_runtime.program import FloatArray, Layout, serialise

@@ -1,4 +1,4 @@
-"""The only file that calls the native hook: ``scope_hook.h`` in ctypes, and a thin class over it.
+"""The hook for one context: a thin class over the native functions.
 
 Nothing here knows policies. Errors become HookError with the hook's own sentence.
 """
@@ -6,93 +6,23 @@ Nothing here knows policies. Errors become HookError with the hook's own sentenc
 from __future__ import annotations
 
 import ctypes as c
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.errors import HookError
-
-ABI_VERSION = 2
-UNKNOWN_SERIAL = 2**64 - 1
-ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY = 1, 2, 4
-
-_ERR_BYTES = 512
-_i32p = c.POINTER(c.c_int32)
-_f32p = c.POINTER(c.c_float)
-
-
-class RawEvent(c.Structure):
-    """``scope_event`` of scope_hook.h."""
-
-    _fields_ = [
-        ("kind", c.c_uint32),
-        ("sequence", c.c_int32),
-        ("request_id", c.c_uint64),
-        ("serial", c.c_uint64),
-        ("time_ns", c.c_int64),
-        ("rule", c.c_uint32),
-        ("layer", c.c_int32),
-        ("n_tokens", c.c_uint32),
-        ("n_fired", c.c_uint32),
-        ("n_limited", c.c_uint32),
-        ("first_position", c.c_int32),
-        ("last_position", c.c_int32),
-        ("activation_max", c.c_float),
-        ("activation_sum", c.c_double),
-        ("n_measured", c.c_uint32),
-        ("dose_max", c.c_float),
-        ("dose_sum", c.c_double),
-        ("reserved", c.c_uint64),
-    ]
-
-
-class RequestState(c.Structure):
-    """``scope_request_state``: whether a request must end, and why."""
-
-    _fields_ = [
-        ("abort", c.c_uint32),
-        ("abort_rule", c.c_uint32),
-        ("abort_serial", c.c_uint64),
-        ("abort_position", c.c_int32),
-        ("n_firing", c.c_uint32),
-    ]
-
-
-class CapturedRow(c.Structure):
-    """``scope_captured_row``: where a captured residual belongs."""
-
-    _fields_ = [
-        ("layer", c.c_int32),
-        ("sequence", c.c_int32),
-        ("position", c.c_int32),
-        ("token", c.c_int32),
-    ]
-
-
-class RawSpan(c.Structure):
-    """``scope_span``."""
-
-    _fields_ = [("from_position", c.c_int32), ("to_position", c.c_int32), ("serial", c.c_uint64)]
-
-
-class HookStats(c.Structure):
-    """``scope_hook_stats``: counters since the hook was made; ns in the hook, of the latest and longest swap."""
-
-    _fields_ = [
-        ("n_ubatches", c.c_uint64),
-        ("n_columns", c.c_uint64),
-        ("n_residuals", c.c_uint64),
-        ("n_unmatched", c.c_uint64),
-        ("n_unsteered_columns", c.c_uint64),
-        ("hook_ns", c.c_uint64),
-        ("n_swaps", c.c_uint64),
-        ("swap_ns", c.c_uint64),
-        ("swap_ns_max", c.c_uint64),
-    ]
+from scope_runtime.native.abi import (
+    ERR_BYTES,
+    CapturedRow,
+    HookStats,
+    RawEvent,
+    RawSpan,
+    RequestState,
+    f32p,
+    library,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,112 +50,6 @@ class LoadedProgram:
     address: int
 
 
-def library_path() -> Path:
-    """Where the hook's shared library is installed."""
-    return Path(__file__).with_name("libscope_hook.so")
-
-
-@functools.cache
-def library() -> c.CDLL:
-    """The hook's library, loaded once, globally, so that its symbols interpose llama.cpp's when that loads later."""
-    path = library_path()
-    if not path.exists():
-        raise HookError(
-            f"the native hook is not built: {path} is missing",
-            hint="Install the scope-runtime wheel, or run `make env` in a checkout",
-        )
-    lib = c.CDLL(str(path), mode=c.RTLD_GLOBAL)
-    lib.scope_abi_version.restype = c.c_uint32
-    found = lib.scope_abi_version()
-    if found != ABI_VERSION:
-        raise HookError(
-            "the native hook is of another version",
-            found=f"ABI {found}",
-            expected=f"ABI {ABI_VERSION}",
-            hint="Install scope-runtime again",
-        )
-    _declare(lib)
-    return lib
-
-
-def _declare(lib: c.CDLL) -> None:
-    vp, u32, u64, i32, size = c.c_void_p, c.c_uint32, c.c_uint64, c.c_int32, c.c_size_t
-    err = (c.c_char_p, size)
-    signatures = {
-        "scope_build_info": (c.c_char_p, ()),
-        "scope_program_load": (c.c_int, (vp, size, c.POINTER(vp), *err)),
-        "scope_program_free": (None, (vp,)),
-        "scope_hook_new": (c.c_int, (u32, u32, u32, c.POINTER(vp), *err)),
-        "scope_hook_free": (None, (vp,)),
-        "scope_hook_install": (c.c_int, (vp, vp, u64, *err)),
-        "scope_hook_hold": (c.c_int, (vp, vp, u64, *err)),
-        "scope_hook_release": (c.c_int, (vp, u64)),
-        "scope_hook_assign": (
-            c.c_int,
-            (vp, u64, _i32p, c.POINTER(u64), size, c.POINTER(u64), *err),
-        ),
-        "scope_hook_in_force": (c.c_int, (vp,)),
-        "scope_hook_assignment": (u64, (vp,)),
-        "scope_hook_collect": (size, (vp,)),
-        "scope_hook_acknowledged": (u64, (vp,)),
-        "scope_attach": (c.c_int, (vp, vp, *err)),
-        "scope_hook_attached": (u32, (vp,)),
-        "scope_hook_callback": (vp, ()),
-        "scope_hook_bind_memory": (c.c_int, (vp, vp, *err)),
-        "scope_hook_chain": (None, (vp, vp, vp)),
-        "scope_hook_expect_columns": (
-            c.c_int,
-            (vp, u32, _i32p, _i32p, _i32p, c.POINTER(c.c_int8)),
-        ),
-        "scope_hook_embedding_node": (c.c_int, (vp, c.c_char_p)),
-        "scope_hook_record_names": (None, (vp, c.c_int)),
-        "scope_hook_names": (size, (vp, c.c_char_p, size)),
-        "scope_hook_columns": (c.c_int, (vp, u32, _i32p, _i32p, _i32p, c.POINTER(c.c_int8))),
-        "scope_hook_residual": (c.c_int, (vp, i32, _f32p, u32)),
-        "scope_hook_end_ubatch": (None, (vp,)),
-        "scope_hook_capture": (c.c_int, (vp, _i32p, u32, size)),
-        "scope_hook_captured": (size, (vp, c.POINTER(u64))),
-        "scope_hook_take_captured": (None, (vp, c.POINTER(CapturedRow), _f32p)),
-        "scope_request_begin": (c.c_int, (vp, i32, u64, i32)),
-        "scope_request_end": (c.c_int, (vp, i32)),
-        "scope_request_status": (c.c_int, (vp, i32, c.POINTER(RequestState))),
-        "scope_sequence_spans": (size, (vp, i32, c.POINTER(RawSpan), size)),
-        "scope_sequence_measured": (
-            size,
-            (vp, i32, i32, _f32p, _f32p, c.POINTER(c.c_uint8), size),
-        ),
-        "llama_memory_clear": (None, (vp, c.c_bool)),
-        "llama_memory_seq_rm": (c.c_bool, (vp, i32, i32, i32)),
-        "llama_memory_seq_cp": (None, (vp, i32, i32, i32, i32)),
-        "llama_memory_seq_add": (None, (vp, i32, i32, i32, i32)),
-        "scope_memory_clear": (None, (vp,)),
-        "scope_memory_seq_rm": (None, (vp, i32, i32, i32)),
-        "scope_memory_seq_cp": (None, (vp, i32, i32, i32, i32)),
-        "scope_memory_seq_keep": (None, (vp, i32)),
-        "scope_memory_seq_add": (None, (vp, i32, i32, i32, i32)),
-        "scope_memory_restored": (None, (vp, i32, i32)),
-        "scope_hook_drain": (size, (vp, c.POINTER(RawEvent), size)),
-        "scope_hook_dropped": (u64, (vp,)),
-        "scope_hook_get_stats": (None, (vp, c.POINTER(HookStats))),
-    }
-    for name, (restype, argtypes) in signatures.items():
-        function = getattr(lib, name)
-        function.restype = restype
-        function.argtypes = argtypes
-
-
-def build_info() -> str:
-    """Compiler and the kernel variant chosen for this CPU."""
-    return str(library().scope_build_info().decode())
-
-
-def attach(libllama: int, libggml_base: int) -> None:
-    """Tells the hook where the mapped llama.cpp is: dlopen handles. Once per process."""
-    error = c.create_string_buffer(_ERR_BYTES)
-    if library().scope_attach(libllama, libggml_base, error, _ERR_BYTES) != 0:
-        raise HookError(error.value.decode())
-
-
 def _ints(values: Sequence[int] | None) -> c.Array[c.c_int32] | None:
     return None if values is None else (c.c_int32 * len(values))(*values)
 
@@ -241,7 +65,7 @@ class Hook:
 
     def __init__(self, n_embd: int, n_layer: int, ring_events: int = 4096) -> None:
         self._lib = library()
-        self._error = c.create_string_buffer(_ERR_BYTES)
+        self._error = c.create_string_buffer(ERR_BYTES)
         self._handle = c.c_void_p()
         self.n_embd = n_embd
         self.n_layer = n_layer
@@ -249,7 +73,7 @@ class Hook:
         self._drained = (RawEvent * 64)()
         self._check(
             self._lib.scope_hook_new(
-                n_embd, n_layer, ring_events, c.byref(self._handle), self._error, _ERR_BYTES
+                n_embd, n_layer, ring_events, c.byref(self._handle), self._error, ERR_BYTES
             )
         )
 
@@ -284,9 +108,9 @@ class Hook:
 
         Raises HookError when the blob is not sound.
         """
-        error = c.create_string_buffer(_ERR_BYTES)
+        error = c.create_string_buffer(ERR_BYTES)
         program = c.c_void_p()
-        code = self._lib.scope_program_load(blob, len(blob), c.byref(program), error, _ERR_BYTES)
+        code = self._lib.scope_program_load(blob, len(blob), c.byref(program), error, ERR_BYTES)
         if code < 0 or not program.value:
             raise HookError(error.value.decode() or f"the native hook failed with code {code}")
         return LoadedProgram(program.value)
@@ -314,7 +138,7 @@ class Hook:
         loaded = blob if isinstance(blob, LoadedProgram) else self.load(blob)
         program = c.c_void_p(loaded.address)
         serial = self._serial + 1
-        code = take(self.handle, program, serial, self._error, _ERR_BYTES)
+        code = take(self.handle, program, serial, self._error, ERR_BYTES)
         if code < 0:
             self._lib.scope_program_free(program)
             self._check(code)
@@ -343,7 +167,7 @@ class Hook:
                 len(programs),
                 c.byref(number),
                 self._error,
-                _ERR_BYTES,
+                ERR_BYTES,
             )
         )
         return number.value
@@ -375,7 +199,7 @@ class Hook:
         return int(self._lib.scope_hook_attached(self.handle))
 
     def bind_memory(self, memory: int) -> None:
-        self._check(self._lib.scope_hook_bind_memory(self.handle, memory, self._error, _ERR_BYTES))
+        self._check(self._lib.scope_hook_bind_memory(self.handle, memory, self._error, ERR_BYTES))
 
     def chain(self, callback: int, user_data: int) -> None:
         self._lib.scope_hook_chain(self.handle, callback, user_data)
@@ -430,7 +254,7 @@ class Hook:
             raise HookError(
                 "residuals of another width", found=str(h.shape[1]), expected=str(self.n_embd)
             )
-        changed = self._lib.scope_hook_residual(self.handle, layer, h.ctypes.data_as(_f32p), len(h))
+        changed = self._lib.scope_hook_residual(self.handle, layer, h.ctypes.data_as(f32p), len(h))
         self._check(changed)
         return bool(changed)
 
@@ -462,7 +286,7 @@ class Hook:
         rows = np.empty((n, 4), np.int32)
         h = np.empty((n, self.n_embd), np.float32)
         self._lib.scope_hook_take_captured(
-            self.handle, rows.ctypes.data_as(c.POINTER(CapturedRow)), h.ctypes.data_as(_f32p)
+            self.handle, rows.ctypes.data_as(c.POINTER(CapturedRow)), h.ctypes.data_as(f32p)
         )
         if lost.value:
             raise HookError(f"{lost.value} residuals found no room")
@@ -507,8 +331,8 @@ class Hook:
             self.handle,
             seq,
             position,
-            activation.ctypes.data_as(_f32p),
-            dose.ctypes.data_as(_f32p),
+            activation.ctypes.data_as(f32p),
+            dose.ctypes.data_as(f32p),
             fired.ctypes.data_as(c.POINTER(c.c_uint8)),
             n_rules,
         )

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scope_runtime.errors import HookError
-from scope_runtime.native.hook import HookStats, RawEvent, RawSpan, library
+from scope_runtime.native.abi import ERR_BYTES, HookStats, RawEvent, RawSpan, library
 
 MAX_SLOTS, MAX_EXPECTED, MAX_SPANS = 256, 64, 16
 NONE, LOADED, REACHED, RECOGNISED, REFUSED = range(5)
 
 _HOLD, _RELEASE, _ASSIGN, _BEGIN, _END, _EXPECT = range(1, 7)
-_ERR_BYTES = 512
 
 
 class _SlotSerial(c.Structure):
@@ -155,15 +154,13 @@ class Control:
         self._lib = _library()
         self._handle = c.c_void_p()
         self._drained = (RawEvent * 64)()
-        error = c.create_string_buffer(_ERR_BYTES)
+        error = c.create_string_buffer(ERR_BYTES)
         where = str(folder).encode()
         out = c.byref(self._handle)
         if shape is None:
-            code = self._lib.scope_control_open(where, out, error, _ERR_BYTES)
+            code = self._lib.scope_control_open(where, out, error, ERR_BYTES)
         else:
-            code = self._lib.scope_control_create(
-                where, *shape, ring_events, out, error, _ERR_BYTES
-            )
+            code = self._lib.scope_control_create(where, *shape, ring_events, out, error, ERR_BYTES)
         if code < 0:
             raise HookError(error.value.decode() or f"the control file failed with code {code}")
 
@@ -192,9 +189,9 @@ class Control:
     def send(self, command: Command) -> int:
         """Queues a command; returns the number to wait for, until it is applied or abandoned."""
         number = c.c_uint64()
-        error = c.create_string_buffer(_ERR_BYTES)
+        error = c.create_string_buffer(ERR_BYTES)
         code = self._lib.scope_control_send(
-            self.handle, c.byref(command), c.byref(number), error, _ERR_BYTES
+            self.handle, c.byref(command), c.byref(number), error, ERR_BYTES
         )
         if code < 0:
             raise HookError(error.value.decode())
@@ -203,9 +200,9 @@ class Control:
     def wait(self, number: int, timeout_ms: int) -> tuple[int, str] | None:
         """The outcome: a code, negative for a refusal, and its sentence; None: not applied yet."""
         code = c.c_int32()
-        error = c.create_string_buffer(_ERR_BYTES)
+        error = c.create_string_buffer(ERR_BYTES)
         applied = self._lib.scope_control_wait(
-            self.handle, number, timeout_ms, c.byref(code), error, _ERR_BYTES
+            self.handle, number, timeout_ms, c.byref(code), error, ERR_BYTES
         )
         return (code.value, error.value.decode(errors="replace")) if applied else None
 

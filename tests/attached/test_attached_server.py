@@ -18,7 +18,8 @@ from scope_runtime.attached.shared import SharedHook
 from scope_runtime.compile import compile_policy
 from scope_runtime.errors import HookError
 from scope_runtime.llama import library
-from scope_runtime.native.hook import RawEvent, Span, library_path
+from scope_runtime.native.abi import RawEvent, library_path
+from scope_runtime.native.hook import Span
 from scope_runtime.policy.load import load_policy
 from scope_runtime.program import Program
 from scope_runtime.runtime import Runtime

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scope_runtime.llama.context import Context
-from scope_runtime.native.hook import UNKNOWN_SERIAL
+from scope_runtime.native.abi import UNKNOWN_SERIAL
 from tests.exactness.conftest import POINTS, Equal, Twin
 from tests.support.hooked_llama import hooked_llama
 from tests.support.interventions import CASES, N_PROMPT, Case
