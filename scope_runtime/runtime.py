@@ -21,6 +21,7 @@ from scope_runtime.llama.engine import Began, Engine, Generation
 from scope_runtime.llama.parallel import Parallel
 from scope_runtime.llama.probe import Proof
 from scope_runtime.llama.sampling import Sampling
+from scope_runtime.llama.single import Single
 from scope_runtime.metrics.collect import engine_reader
 from scope_runtime.policy.load import load_policies
 from scope_runtime.policy.model import Apply
@@ -146,7 +147,7 @@ class Runtime:
                 self._check_first(Path(model), policy)
             self.model_digest = f"sha256:{model_digest(Path(model))}"
             self._records.model_digest = self.model_digest
-            engine = Parallel if n_parallel > 1 else Engine
+            engine = Parallel if n_parallel > 1 else Single
             self._engine: Engine = engine(
                 model, options, self, self.model_digest, progress=progress
             )

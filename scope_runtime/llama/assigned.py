@@ -7,17 +7,13 @@ from collections.abc import Iterable
 
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.context import Context
+from scope_runtime.llama.programs import Programs
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
 
-class Assigned:
-    """Programs held by the hook, and which sequence runs under which; they change together, between two ubatches.
-
-    Attributes:
-        source: what requests get their programs from.
-        programs: serial to program, every one that an event or a span may still name.
-    """
+class Assigned(Programs):
+    """Programs held by the hook, and which sequence runs under which; they change together, between two ubatches."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -40,13 +36,6 @@ class Assigned:
         return self.programs[self._serials[sequence]]
 
     def use(self, source: ProgramSource, *, now: bool) -> float:
-        """Serves requests from ``source`` from here on; with ``now`` those under way too, from their next token.
-
-        All or nothing: HookError leaves the old source in force for everybody.
-
-        Returns:
-            How long the swap itself took, in milliseconds: what a token may have waited for.
-        """
         # Compiled and checked before tokens wait; what happens then is a pointer.
         self._hold(source.program)
         with self._context.lock:
@@ -121,11 +110,3 @@ class Assigned:
     def acknowledged(self) -> bool:
         """Whether a token was computed since the source was taken up."""
         return self._context.live_hook.assignment >= self._since_use > 0
-
-    def computed_as(self, program: Program, serial: int) -> bool:
-        """Whether KV that was computed under this serial may be used under a program: same effect, same revision."""
-        known = self.programs.get(serial)
-        return known is not None and (known.digest, known.revision) == (
-            program.digest,
-            program.revision,
-        )

@@ -10,21 +10,17 @@ import numpy.typing as npt
 
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.context import Context
+from scope_runtime.llama.programs import Programs
 from scope_runtime.native.hook import LoadedProgram
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
 
-class Installed:
+class Installed(Programs):
     """One program at a time, swapped between two tokens on both planes or on neither.
 
     Args:
         running: the request under way, or None.
-
-    Attributes:
-        source: what requests get their programs from.
-        active: what tokens are computed under.
-        programs: serial to program, every one that an event or a span may still name.
     """
 
     def __init__(self, context: Context, running: Callable[[], RequestContext | None]) -> None:
@@ -32,17 +28,14 @@ class Installed:
         self._running = running
         self.programs: dict[int, Program] = {}
         self.source = ProgramSource(None, context.shape)
-        self.active = self.source.program
-        self._swap(self.active)
+        self._active = self.source.program
+        self._swap(self._active)
+
+    @property
+    def active(self) -> Program:
+        return self._active
 
     def use(self, source: ProgramSource, *, now: bool) -> float:
-        """Serves requests from ``source`` from here on; with ``now`` the running one too, from its next token.
-
-        All or nothing: HookError leaves the old source in force, on both planes.
-
-        Returns:
-            How long the swap itself took, in milliseconds: what a token may have waited for.
-        """
         # Compiled, if it must be, and loaded before tokens wait; what happens then is a pointer.
         likely = self._wanted(source)
         hook = self._context.live_hook
@@ -52,7 +45,7 @@ class Installed:
                 began = time.perf_counter()
                 if self._running() is None or now:
                     wanted = self._wanted(source)
-                    if wanted is likely and wanted is not self.active:
+                    if wanted is likely and wanted is not self._active:
                         ready, loaded = loaded, None
                         self._swap(wanted, ready)
                     else:
@@ -75,9 +68,9 @@ class Installed:
     def _swap(self, program: Program, loaded: LoadedProgram | None = None) -> None:
         """Makes a program active between two tokens; ``loaded`` is it, in the hook's memory already."""
         with self._context.lock:
-            if program is self.active and self.programs:
+            if program is self._active and self.programs:
                 return
-            old = self.active
+            old = self._active
             vectors_change = _planes(program) != _planes(old)
             if vectors_change:
                 self._context.set_control_vectors(_stacked(program))
@@ -88,23 +81,11 @@ class Installed:
                     self._context.set_control_vectors(_stacked(old))
                 raise
             self.programs[serial] = program
-            self.active = program
+            self._active = program
 
     @property
     def acknowledged(self) -> bool:
-        """Whether the last token was computed under the program that is active now."""
-        return self.programs.get(self._context.live_hook.acknowledged) is self.active
-
-    def computed_as_now(self, serial: int) -> bool:
-        """Whether KV that was computed under this serial may be used under the active program.
-
-        It may where the effect is the same and is on record as the same revision.
-        """
-        program = self.programs.get(serial)
-        return program is not None and (program.digest, program.revision) == (
-            self.active.digest,
-            self.active.revision,
-        )
+        return self.programs.get(self._context.live_hook.acknowledged) is self._active
 
     def forget(self, named: set[int]) -> None:
         """Lets go of programs that no event and no span can name any more: those but the latest and ``named``."""

@@ -1,10 +1,9 @@
-"""Several requests side by side in one context: one thread computes batches with columns of all of them."""
+"""The embedded engine for several requests side by side: one thread computes batches with columns of all of them."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.errors import HookError, UsageError
-from scope_runtime.events import Event, EventReader, RequestContext, RevisionSpan, Sink
+from scope_runtime.events import Sink
 from scope_runtime.llama.answer import Answer
 from scope_runtime.llama.assigned import Assigned
 from scope_runtime.llama.context import ContextOptions
-from scope_runtime.llama.engine import SEQUENCE, Began, Engine, Generation
+from scope_runtime.llama.engine import SEQUENCE, Began, Engine, Generation, proved
 from scope_runtime.llama.running import Running
 from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.sampling import Sampling
@@ -27,7 +26,6 @@ from scope_runtime.llama.slots import Slot, Wish, Work, columns
 from scope_runtime.llama.timing import Timing
 from scope_runtime.native.abi import ATTACH_COLUMNS
 from scope_runtime.program import Program
-from scope_runtime.select import ProgramSource
 
 T = TypeVar("T")
 
@@ -35,9 +33,13 @@ T = TypeVar("T")
 class Parallel(Engine):
     """An Engine with ``options.n_seq_max`` requests at a time; more wait in the order in which they came.
 
+    Events go to the sink on the computing thread.
+
     Raises:
         HookError: the hook cannot tell the columns of one sequence from another's here.
     """
+
+    _installed: Assigned
 
     def __init__(
         self,
@@ -48,15 +50,14 @@ class Parallel(Engine):
         *,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        super().__init__(path, options, sink, model_digest, progress=progress)
-        if not self.context.live_hook.attached & ATTACH_COLUMNS:
-            self.context.close()
+        context, proof = proved(path, options, progress)
+        if not context.live_hook.attached & ATTACH_COLUMNS:
+            context.close()
             raise HookError(
                 "requests side by side need the columns attach point",
                 hint="Run one at a time, or see `scope doctor`",
             )
-        self._assigned = Assigned(self.context)
-        self.reader = EventReader(self._assigned.programs, model_digest)
+        super().__init__(context, proof, Assigned(context), sink, model_digest)
         self._slots = [Slot(sequence) for sequence in range(options.n_seq_max)]
         self._waiting: deque[Wish] = deque()
         self._alone: deque[Callable[[], None]] = deque()
@@ -72,23 +73,6 @@ class Parallel(Engine):
             self._changed.notify_all()
         self._thread.join()
         self.context.close()
-
-    # -- programs
-
-    @property
-    def source(self) -> ProgramSource:
-        return self._assigned.source
-
-    @property
-    def active(self) -> Program:
-        return self._assigned.active
-
-    def use(self, source: ProgramSource, *, now: bool = True) -> float:
-        return self._assigned.use(source, now=now)
-
-    @property
-    def acknowledged(self) -> bool:
-        return self._assigned.acknowledged
 
     @property
     def load(self) -> tuple[int, int]:
@@ -147,18 +131,8 @@ class Parallel(Engine):
             ask()
             self._changed.notify_all()
 
-    def logits(
-        self, tokens: Sequence[int], labels: Mapping[str, str], n_prompt: int | None = None
-    ) -> npt.NDArray[np.float32]:
-        """See ``Engine.logits``; waits until no request is under way."""
-        return self._by_itself(lambda: super(Parallel, self).logits(tokens, labels, n_prompt))
-
-    def sample_residuals(self, n_tokens: int = 8) -> dict[int, npt.NDArray[np.float32]]:
-        """See ``Engine.sample_residuals``; waits until no request is under way."""
-        return self._by_itself(lambda: super(Parallel, self).sample_residuals(n_tokens))
-
     def _by_itself(self, action: Callable[[], T]) -> T:
-        """Runs something on the computing thread while no request is under way."""
+        """See ``Engine._by_itself``; runs on the computing thread."""
         done = threading.Event()
         out: list[T] = []
         failed: list[BaseException] = []
@@ -237,23 +211,21 @@ class Parallel(Engine):
                 wish.told.put(error)
 
     def _begin(self, slot: Slot, wish: Wish) -> Work:
-        number = next(self._requests)
-        identity = RequestContext(wish.labels, wish.request_id or f"r{number}-{time.time_ns():x}")
+        n_prompt = len(wish.prompt)
+        running = self._numbered(wish.labels, wish.request_id, n_prompt, wish.timing)
         sampler = Sampler(self.context, wish.sampling)
         try:
             wish.timing.begin()
-            program = self._assigned.begin(slot.sequence, identity)
-            share = self.source.share(*identity)
+            program = self._installed.begin(slot.sequence, running.request)
             n_reused = self._keep(slot, wish.prompt, program)
-            n_prompt = len(wish.prompt)
-            self.context.live_hook.request_begin(slot.sequence, number, n_prompt)
+            self.context.live_hook.request_begin(slot.sequence, running.number, n_prompt)
         except BaseException:
             sampler.close()
-            self._assigned.end(slot.sequence, self._named())
+            self._installed.end(slot.sequence, self._named())
             raise
         return Work(
             wish,
-            Running(number, identity, n_prompt, share, wish.timing),
+            running,
             sampler,
             Answer(self.context, wish.sampling),
             wish.prompt[n_reused:],
@@ -261,13 +233,8 @@ class Parallel(Engine):
         )
 
     def _keep(self, slot: Slot, prompt: list[int], program: Program) -> int:
-        """Keeps the longest prefix whose KV is right for this prompt under the program; see ``Engine._reuse``."""
-        same = min(_common(slot.held, prompt), len(prompt) - 1)
-        if program.phase_dependent:
-            same = min(same, slot.held_prompt)
-        for span in self.context.live_hook.spans(slot.sequence):
-            if not self._assigned.computed_as(program, span.serial):
-                same = min(same, span.first)
+        """Keeps the longest prefix whose KV is right for this prompt under the program; drops the rest."""
+        same = self._usable(slot.sequence, slot.held, slot.held_prompt, prompt, program)
         if same < len(slot.held) and not self.context.forget(slot.sequence, same):
             same = 0
             self.context.forget(slot.sequence, 0)
@@ -280,17 +247,13 @@ class Parallel(Engine):
         labels: Mapping[str, str],
         request_id: str | None,
         n_prompt: int,
-        timing: Timing | None = None,
     ) -> Iterator[Running]:
-        """For what runs alone, on the first sequence."""
-        number = next(self._requests)
-        identity = RequestContext(dict(labels), request_id or f"r{number}-{time.time_ns():x}")
-        self._assigned.begin(SEQUENCE, identity)
+        running = self._numbered(labels, request_id, n_prompt, Timing())
+        self._installed.begin(SEQUENCE, running.request)
         try:
-            share = self.source.share(*identity)
-            yield Running(number, identity, n_prompt, share, timing or Timing())
+            yield running
         finally:
-            self._assigned.end(SEQUENCE, self._named())
+            self._installed.end(SEQUENCE, self._named())
 
     def _named(self) -> set[int]:
         hook = self.context.live_hook
@@ -308,7 +271,7 @@ class Parallel(Engine):
                     batch.tokens, batch.positions, batch.sequences, batch.output
                 )
             )
-            self._collect_all()
+            self._collect(self._under_way())
         except Exception as error:
             # Some of it may be in memory, which no list of ours says: nothing that is held is trusted.
             self._fail_all(error)
@@ -336,7 +299,7 @@ class Parallel(Engine):
         context, answer, sampling = self.context, work.answer, work.wish.sampling
         hook = context.live_hook
         if not answer.tokens:
-            program = self._assigned.program_of(slot.sequence)
+            program = self._installed.program_of(slot.sequence)
             work.wish.began(program, self.reader.revisions(hook.spans(slot.sequence)))
         if hook.request_status(slot.sequence).abort:
             return "abort"
@@ -359,7 +322,6 @@ class Parallel(Engine):
     def _end(self, slot: Slot, work: Work, finish: str, error: Exception | None = None) -> None:
         """Puts a request on record and frees its sequence, whatever becomes of the record."""
         wish, running, answer = work.wish, work.running, work.answer
-        hook = self.context.live_hook
         try:
             rest = answer.end()
             if rest is not None and error is None:
@@ -367,58 +329,26 @@ class Parallel(Engine):
             wish.timing.stop()
             work.sampler.close()
             slot.held_prompt = min(len(wish.prompt) - 1, len(slot.held))
-            spans = self.reader.revisions(hook.spans(slot.sequence))
-            program = self._assigned.program_of(slot.sequence)
-            hook.request_end(slot.sequence)
-            self._collect_all(slot, spans)
-            summary = running.summary(
-                spans,
+            done = self._finish(
+                running,
+                self._under_way(),
                 finish,
                 sequence=slot.sequence,
-                program=program,
+                program=self._installed.program_of(slot.sequence),
                 sampling=wish.sampling,
-                n_answer=len(answer.tokens),
+                prompt=wish.prompt,
+                answer=answer,
                 n_reused=work.n_reused,
-                n_dropped=hook.dropped,
-                digests=self.reader.digests(program),
-                contents=running.contents(wish.prompt, self._said, answer.tokens, answer.text),
             )
-            running.events.append(summary)
-            self._sink.write([summary])
-            last: object = error or Generation(
-                text=answer.text,
-                tokens=tuple(answer.tokens),
-                finish_reason=finish,
-                revisions=spans,
-                report=tuple(running.events),
-                request_id=running.request.request_id,
-                n_prompt=len(wish.prompt),
-                n_reused=work.n_reused,
-                scores=tuple(answer.scores),
-            )
+            last: object = error or done
         except Exception as fault:
             last = error or fault
         slot.work = None
-        self._assigned.end(slot.sequence, self._named())
+        self._installed.end(slot.sequence, self._named())
         wish.told.put(last)
 
-    def _collect_all(
-        self, ending: Slot | None = None, spans: tuple[RevisionSpan, ...] = ()
-    ) -> None:
-        """Takes the hook's events off the ring; each goes to its request's report, and all to the sink."""
-        events: list[Event] = []
-        for raw in self.context.live_hook.drain():
-            work = next((s.work for s in self._slots if s.sequence == raw.sequence), None)
-            if work is None or work.running.number != raw.request_id:
-                continue
-            running = work.running
-            mine = ending is not None and work is ending.work
-            event = self.reader.event(raw, running.request, spans if mine else ())
-            if event is not None:
-                running.events.append(event)
-                events.append(event)
-        if events:
-            self._sink.write(events)
+    def _under_way(self) -> list[Running]:
+        return [slot.work.running for slot in self._slots if slot.work is not None]
 
     def _fail_all(self, error: Exception) -> None:
         for slot in self._slots:

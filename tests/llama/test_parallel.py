@@ -198,7 +198,7 @@ def test_reloads_leave_nothing_behind(tiny: Tiny) -> None:
         ask(runtime, "a")
         for other in others:
             runtime.set_policy(other)
-        assert len(runtime._engine._assigned.programs) <= 2  # type: ignore[attr-defined]
+        assert len(runtime._engine._installed.programs) <= 2
 
 
 def _with_alpha(tiny: Tiny, alpha: float) -> Path:

@@ -1,0 +1,51 @@
+"""What an engine asks of whoever brings programs into its context: one for all, or one for each sequence."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource
+
+
+class Programs(Protocol):
+    """Programs in a context's hook, and where they come from.
+
+    Attributes:
+        source: what requests get their programs from.
+        programs: serial to program, every one that an event or a span may still name.
+    """
+
+    source: ProgramSource
+    programs: dict[int, Program]
+
+    @property
+    def active(self) -> Program:
+        """What tokens are computed under; where each sequence has its own, what those are parts of."""
+        ...
+
+    def use(self, source: ProgramSource, *, now: bool) -> float:
+        """Serves requests from ``source`` from here on; with ``now`` those under way too, from their next token.
+
+        All or nothing: HookError leaves the old source in force for everybody.
+
+        Returns:
+            How long the swap itself took, in milliseconds: what a token may have waited for.
+        """
+        ...
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the last token was computed under what is active now."""
+        ...
+
+    def computed_as(self, program: Program, serial: int) -> bool:
+        """Whether KV that was computed under this serial may be used under a program.
+
+        It may where the effect is the same and is on record as the same revision.
+        """
+        known = self.programs.get(serial)
+        return known is not None and (known.digest, known.revision) == (
+            program.digest,
+            program.revision,
+        )
