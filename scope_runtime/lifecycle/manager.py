@@ -14,13 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from scope_runtime.audit import AuditLog
-from scope_runtime.errors import CompileError, Location, PolicyError, PolicyErrors, ScopeError
+from scope_runtime.errors import CompileError, Location, ScopeError
 from scope_runtime.events import Event, Kind
 from scope_runtime.lifecycle.build import Bench, Built
 from scope_runtime.lifecycle.compiler import Compiler
-from scope_runtime.lifecycle.history import History, back_to, before, put_on
+from scope_runtime.lifecycle.in_force import InForce
+from scope_runtime.lifecycle.memory import Memory
 from scope_runtime.lifecycle.source import Source, contents
-from scope_runtime.lifecycle.state import Active, State, StateError, Switch, generations_of
+from scope_runtime.lifecycle.state import Active, State, StateError, Switch
 from scope_runtime.lifecycle.types import (
     Builder,
     Cause,
@@ -33,11 +34,8 @@ from scope_runtime.lifecycle.types import (
     StaleRevision,
     Target,
 )
-from scope_runtime.policy.model import Policy
 from scope_runtime.policy.revision import FileDigests
 from scope_runtime.select import ProgramSource
-
-NONE = "none"
 
 
 class Lifecycle:
@@ -70,17 +68,12 @@ class Lifecycle:
         self._unfetched: str | None = None  # why the feed had none, as it is on record
         self._target = target
         self._digests = FileDigests()
-        self._nothing = ProgramSource(None, bench.shape)
         self._compiler: Builder = builder or Compiler(bench, nice=options.compile_nice)
-        # A build may take seconds; the switch must not wait for it. So two locks, always taken in this order.
+        self._in_force = InForce(target, ProgramSource(None, bench.shape), state)
+        self._memory = Memory(target, state)
+        # A build may take seconds, and the switch does not wait for it: it has a lock of its own, taken after this.
         self._building = threading.RLock()
-        self._swapping = threading.RLock()
-        self._current = self._nothing
         self._closing = False
-        self._switch: Switch | None = None
-        self._switch_on_file = False
-        self._generations: dict[str, int] = {}
-        self._history: History = ()
         self._held: Mapping[str, str] | None = None
         self._seen: Mapping[str, str] = {}
         self._named: tuple[str, ...] = ()
@@ -94,17 +87,17 @@ class Lifecycle:
     @property
     def current(self) -> ProgramSource:
         """The last good policies; in force unless switched off."""
-        return self._current
+        return self._in_force.current
 
     @property
     def revision(self) -> str:
         """What tokens are computed under now: ``none`` while switched off."""
-        return NONE if self._switch else self._current.revision
+        return self._in_force.revision
 
     @property
     def switch(self) -> Switch | None:
         """Who switched steering off; None while it is on."""
-        return self._switch
+        return self._in_force.switch
 
     @property
     def held(self) -> bool:
@@ -139,15 +132,9 @@ class Lifecycle:
             ScopeError: there is neither, and ``fail`` is ``closed``.
         """
         cause = Cause("start", "start")
-        with self._building, self._swapping:
-            self._switch = self.state.switch() if self.state else None
-            self._switch_on_file = self._switch is not None
-            if self._switch is not None:
-                self._target.record("off", Kind.POLICY, **cause.fields(), at_start=True)
-            active = self._last_active()
-            if active is not None:
-                self._generations = dict(active.generations)
-                self._history = active.history
+        with self._building:
+            self._in_force.start(cause)
+            active = self._memory.recall()
             built = self._first_build(cause)
             if active is not None and _same(active.held_against, built.seen):
                 self._held = built.seen
@@ -177,15 +164,6 @@ class Lifecycle:
         self._closing = True
         self._compiler.close()
 
-    def _last_active(self) -> Active | None:
-        if self.state is None:
-            return None
-        try:
-            return self.state.active
-        except StateError as error:
-            self._target.record("refused", Kind.POLICY, **error.fields())
-            return None
-
     def _restore(self, active: Active, cause: Cause) -> None:
         """The kept set, each digest checked again. Raises ScopeError, unless it may start without one."""
         try:
@@ -195,7 +173,7 @@ class Lifecycle:
             if self.options.fail == "closed":
                 raise
         else:
-            self._take_up(programs, cause, "restored")
+            self._in_force.take_up(programs, cause, "restored")
 
     # -- the one path of a reload
 
@@ -292,8 +270,8 @@ class Lifecycle:
         with self._building:
             source = self.source if self.feed is None else self.feed.source()
             programs = self._compiler.build(source, self._named).result()
-            self._check_generations(programs.policies)
-            return self._current, programs
+            self._memory.check_generations(programs.policies)
+            return self.current, programs
 
     def _build(self, cause: Cause) -> Built:
         if self.feed is not None:
@@ -312,65 +290,15 @@ class Lifecycle:
         self, built: Built, cause: Cause, what: str, commit: Callable[[], None] = lambda: None
     ) -> Outcome:
         programs = built.result()
-        self._check_generations(programs.policies)
+        self._memory.check_generations(programs.policies)
         commit()
-        previous = self._current
+        previous = self.current
         changed = programs.revision != previous.revision
         if changed:
-            self._take_up(programs, cause, what)
+            self._in_force.take_up(programs, cause, what)
         self._held = None
-        note = self._persist(programs, built)
+        note = self._memory.keep(self.source, programs, built.seen, self.feed)
         return Outcome(programs.revision, previous.revision, changed, note)
-
-    def _take_up(
-        self, programs: ProgramSource, cause: Cause, what: str, *, now: bool = False
-    ) -> None:
-        """Swaps in, or while switched off only remembers, what is good."""
-        with self._swapping:
-            if self._switch is None:
-                self._target.take_up(programs, what=what, now=now, **cause.fields())
-            else:
-                self._target.record(
-                    "loaded",
-                    Kind.POLICY,
-                    name=programs.program.policy,
-                    revision=programs.revision,
-                    previous=self._current.revision,
-                    **cause.fields(),
-                )
-            self._current = programs
-
-    def _persist(self, programs: ProgramSource, built: Built) -> str | None:
-        """Keeps what is in force. What cannot be kept is in force all the same, and that is told."""
-        self._raise_generations(programs)
-        if self.state is None:
-            return None
-        self._history = put_on(self._history, programs.revision, self.state.keep)
-        try:
-            archive = self.feed.archive() if self.feed is not None else None
-            self.state.keep_set(self.source, programs, built.seen, archive, self._history)
-        except ScopeError as error:
-            return self._not_kept(error)
-        note = self._keep_active(self.state)
-        if self.feed is not None and note is None:
-            self.feed.forget_others()
-        return note
-
-    def _keep_active(self, state: State) -> str | None:
-        held = None if self._held is None else dict(self._held)
-        active = Active(self._current.revision, held, dict(self._generations), self._history)
-        try:
-            if not state.says(active):
-                state.set_active(active)
-        except ScopeError as error:
-            return self._not_kept(error)
-        return None
-
-    def _not_kept(self, error: ScopeError) -> str:
-        self._target.record(
-            "not-kept", Kind.POLICY, revision=self._current.revision, **error.fields()
-        )
-        return f"in force, but not kept for a restart: {error}"
 
     def _refuse(self, error: ScopeError, cause: Cause) -> None:
         if self._closing:
@@ -387,35 +315,13 @@ class Lifecycle:
         )
 
     def _check_match(self, if_match: str | None) -> None:
-        if if_match is not None and if_match != self._current.revision:
+        if if_match is not None and if_match != self.current.revision:
             raise StaleRevision(
                 "another revision is loaded by now",
-                found=self._current.revision,
+                found=self.current.revision,
                 expected=if_match,
                 hint="Look at what is loaded, then ask again",
             )
-
-    def _check_generations(self, policies: tuple[Policy, ...]) -> None:
-        """Refuses what is older than what was in force before: an old file that came back by accident."""
-        errors = tuple(
-            PolicyError(
-                "an older generation than the one that was in force",
-                location=policy.generation_at,
-                key="metadata.generation",
-                found=str(policy.generation),
-                expected=f"{self._generations[policy.name]} or more",
-                hint="To go back on purpose, use scope rollback.",
-            )
-            for policy in policies
-            if policy.generation is not None
-            and policy.generation < self._generations.get(policy.name, 0)
-        )
-        if errors:
-            raise PolicyErrors(errors)
-
-    def _raise_generations(self, programs: ProgramSource) -> None:
-        for name, generation in generations_of(programs).items():
-            self._generations[name] = max(generation, self._generations.get(name, 0))
 
     # -- back to what was
 
@@ -433,38 +339,17 @@ class Lifecycle:
         """
         with self._building:
             self._check_match(if_match)
-            previous = self._current
+            previous = self.current
             try:
-                programs = self._kept(to or self._before(previous.revision))
+                programs = self._kept(to or self._memory.before(previous.revision))
             except ScopeError as error:
                 self._refuse(error, cause)
                 raise
-            self._take_up(programs, cause, "rolled-back", now=True)
+            self._in_force.take_up(programs, cause, "rolled-back", now=True)
             self._held = self._seen = contents(self.source, self._named, self._digests)
-            # Going back is on purpose: from here on, what counts as old is older than this.
-            self._generations |= generations_of(programs)
-            note = None
-            if self.state is not None:
-                self._history = back_to(self._history, programs.revision, self.state.keep)
-                note = self._keep_active(self.state)
+            note = self._memory.went_back(programs, self._held)
             changed = programs.revision != previous.revision
             return Outcome(programs.revision, previous.revision, changed, note)
-
-    def _before(self, revision: str) -> str:
-        kept = {k.revision for k in self.state.kept()} if self.state else set()
-        found = before(self._history, revision, kept)
-        if found is None:
-            raise StateError(
-                "there is no earlier revision to go back to",
-                location=Location(str(self.state.folder)) if self.state else None,
-                found=f"{len(kept)} kept",
-                hint=(
-                    "Name one of those that are kept with --to; `scope status` lists them"
-                    if self.state
-                    else "Run with a state directory to keep revisions"
-                ),
-            )
-        return found
 
     def _kept(self, revision: str) -> ProgramSource:
         if self.state is None:
@@ -485,61 +370,16 @@ class Lifecycle:
     # -- the switch
 
     def off(self, cause: Cause) -> str | None:
-        """Stops all steering by the next token, whatever else goes on. Stays off over a restart.
-
-        Returns:
-            Why it would not stay off over a restart, if it would not.
-        """
-        with self._swapping:
-            self._set_off(Switch(cause.actor, cause.reason, time.time()), cause)
-            if self.state is None:
-                return None
-            try:
-                self.state.set_switch(self._switch)
-            except ScopeError as error:
-                self._target.record("not-kept", Kind.POLICY, revision=NONE, **error.fields())
-                return f"off, but not kept for a restart: {error}"
-            self._switch_on_file = True
-            return None
+        """Stops all steering by the next token; see ``InForce.off``."""
+        return self._in_force.off(cause)
 
     def on(self, cause: Cause) -> None:
-        """Steers again, under the last good policies.
-
-        Raises:
-            StateError: the switch file cannot be removed, and would switch off again.
-        """
-        with self._swapping:
-            if self.state is not None:
-                self.state.set_switch(None)
-            self._set_on(cause)
+        """Steers again, under the last good policies; see ``InForce.on``."""
+        self._in_force.on(cause)
 
     def follow_switch(self) -> None:
         """Does what the switch file says."""
-        if self.state is None:
-            return
-        with self._swapping:
-            if self._switch_on_file and not self.state.folder.is_dir():
-                self.state.make()  # a volume that went away switches nothing on
-                self.state.set_switch(self._switch)
-            switch = self.state.switch()
-            if switch is not None:
-                self._switch_on_file = True
-                self._set_off(switch, Cause("file", switch.actor, switch.reason))
-            elif (
-                self._switch_on_file
-            ):  # what was switched off without a file is not switched on by one
-                self._set_on(Cause("file", "file", f"{self.state.switch_path.name} is gone"))
-
-    def _set_off(self, switch: Switch, cause: Cause) -> None:
-        if self._switch is None:
-            self._target.take_up(self._nothing, what="off", now=True, **cause.fields())
-            self._switch = switch
-
-    def _set_on(self, cause: Cause) -> None:
-        if self._switch is not None:
-            self._target.take_up(self._current, what="on", now=True, **cause.fields())
-            self._switch = None
-            self._switch_on_file = False
+        self._in_force.follow_switch()
 
 
 def _same(one: Mapping[str, str] | None, other: Mapping[str, str]) -> bool:

@@ -181,7 +181,7 @@ class Live:
         assert self.lifecycle.revision == wanted, "taken up, but not what lies there"
         assert self.target.runs() == wanted, "taken up, but another program runs"
         self.target.recorded.clear()
-        self.lifecycle._generations.clear()  # what was new must not make what follows too old
+        self.lifecycle._memory._generations.clear()  # what was new must not make what follows too old
         return "taken up"
 
 
