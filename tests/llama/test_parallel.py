@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from scope_runtime import Runtime
 from scope_runtime.errors import HookError, UsageError
-from scope_runtime.llama.engine import Generation
+from scope_runtime.llama.engine import Began, Generation
 from tests.conftest import Tiny
 
 PROMPT = [5, 17, 33, 80, 41, 60, 77]
@@ -48,9 +49,26 @@ def ask(
 
 
 def together(count: int, work: Callable[[int], Generation]) -> list[Generation]:
-    """All at once: none begins to draw before the last is computed beside it."""
+    """All at once, each on a thread of its own."""
     with ThreadPoolExecutor(count) as threads:
         return list(threads.map(work, range(count)))
+
+
+def side_by_side(
+    runtime: Runtime, count: int, work: Callable[[int, Began], Generation]
+) -> list[Generation]:
+    """All in the same batches: the first to draw waits on the computing thread until the last has asked."""
+    engine = runtime._engine
+    changed: threading.Condition = engine._changed  # type: ignore[attr-defined]
+    all_asked = threading.Event()
+
+    def began(program: object, revisions: object) -> None:
+        with changed:
+            if not all_asked.is_set():
+                assert changed.wait_for(lambda: sum(engine.load) == count, 60)
+                all_asked.set()
+
+    return together(count, lambda i: work(i, began))
 
 
 def same(one: Generation, other: Generation) -> None:
@@ -59,24 +77,45 @@ def same(one: Generation, other: Generation) -> None:
     assert np.abs(np.subtract(ours, theirs)).max() <= BOUND
 
 
+def logprobs(
+    runtime: Runtime, answer: Generation, prompt: Sequence[int], tenant: str
+) -> npt.NDArray[np.float64]:
+    """Of every token (n_answer, n_vocab) at each place of an answer, as the runtime alone computes them."""
+    tokens = [*prompt, *answer.tokens]
+    rows = runtime.logits(tokens, {"tenant": tenant}, n_prompt=len(prompt))
+    logits = rows[len(prompt) - 1 : -1].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    out: npt.NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return out
+
+
+def as_alone(answer: Generation, wanted: npt.NDArray[np.float64]) -> None:
+    """The answer's tokens are the likeliest and as likely as wanted: ties may fall out either way, no more."""
+    places = np.arange(len(answer.tokens))
+    taken = wanted[places, list(answer.tokens)]
+    assert (wanted.max(axis=1) - taken).max() <= BOUND
+    assert np.abs(taken - [score.logprob for score in answer.scores]).max() <= BOUND
+
+
 def test_isolation_each_answers_as_if_it_were_alone(tiny: Tiny, tenants: Path) -> None:
     prompts = {"a": PROMPT, "b": PROMPT[:4], "c": [*PROMPT, 9, 12]}
+    with opened(tiny, tenants) as runtime:
+
+        def work(i: int, began: Began) -> Generation:
+            tenant = "abc"[i]
+            return ask(runtime, tenant, prompts[tenant], request_id=tenant, began=began)
+
+        found = dict(zip("abc", side_by_side(runtime, 3, work), strict=True))
     with opened(tiny, tenants, n_parallel=1) as runtime:
         alone = {tenant: ask(runtime, tenant, prompt) for tenant, prompt in prompts.items()}
-    with opened(tiny, tenants) as runtime:
-        meet = threading.Barrier(3)
-
-        def work(i: int) -> Generation:
-            tenant = "abc"[i]
-            meet.wait(60)
-            return ask(runtime, tenant, prompts[tenant], request_id=tenant)
-
-        found = dict(zip("abc", together(3, work), strict=True))
-    for tenant, answer in found.items():
-        same(answer, alone[tenant])
-        assert [e.rule for e in answer.report] == [e.rule for e in alone[tenant].report]
-        assert {e.request_id for e in answer.report} == {tenant}
-        assert answer.revisions == alone[tenant].revisions
+        for tenant, answer in found.items():
+            wanted = logprobs(runtime, answer, prompts[tenant], tenant)
+            as_alone(answer, wanted)
+            effect = np.abs(wanted - logprobs(runtime, answer, prompts[tenant], "c")).max()
+            assert effect == 0 if tenant == "c" else effect > 20 * BOUND
+            assert [e.rule for e in answer.report] == [e.rule for e in alone[tenant].report]
+            assert {e.request_id for e in answer.report} == {tenant}
+            assert answer.revisions == alone[tenant].revisions
     fired = {
         t: [e.detail["n_fired"] for e in g.report if e.what == "rule"] for t, g in found.items()
     }
@@ -86,13 +125,12 @@ def test_isolation_each_answers_as_if_it_were_alone(tiny: Tiny, tenants: Path) -
 
 def test_more_requests_than_places_are_all_answered(tiny: Tiny) -> None:
     prompts = [[*PROMPT, i] for i in range(10)]
-    with opened(tiny, tiny.policy, n_parallel=1) as runtime:
-        alone = [ask(runtime, "a", prompt) for prompt in prompts]
     with opened(tiny, tiny.policy) as runtime:
         found = together(10, lambda i: ask(runtime, "a", prompts[i]))
         assert runtime._engine.load == (0, 0)
-    for one, other in zip(found, alone, strict=True):
-        same(one, other)
+    with opened(tiny, tiny.policy, n_parallel=1) as runtime:
+        for prompt, answer in zip(prompts, found, strict=True):
+            as_alone(answer, logprobs(runtime, answer, prompt, "a"))
 
 
 def test_a_reload_reaches_every_running_answer_between_two_tokens(tiny: Tiny) -> None:
