@@ -11,7 +11,7 @@ from types import ModuleType
 from scope_runtime.errors import HookError
 from scope_runtime.native import abi
 
-_GGML_BASE = ("libggml-base.so.0", "libggml-base.so")
+GGML_BASE = ("libggml-base.so.0", "libggml-base.so")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def load() -> LlamaLibrary:
             found=str(error),
             hint="Install it again: pip install --force-reinstall --no-binary :all: llama-cpp-python",
         ) from error
-    abi.attach(api._lib._handle, _ggml_base()._handle)
+    abi.attach(api._lib._handle, mapped(*GGML_BASE)._handle)
     api.llama_log_set(_log_sink, None)
     api.llama_backend_init()
     return LlamaLibrary(
@@ -66,15 +66,22 @@ def load() -> LlamaLibrary:
     )
 
 
-def _ggml_base() -> ctypes.CDLL:
-    """The ggml-base that libllama mapped; opening it by path would map a second copy with its own addresses."""
-    for name in _GGML_BASE:
+def mapped(*names: str) -> ctypes.CDLL:
+    """A library that libllama mapped; opening it by path would map a second copy with its own addresses.
+
+    Args:
+        names: what it may be called; the first that is mapped is taken.
+
+    Raises:
+        HookError: none of them is.
+    """
+    for name in names:
         try:
             return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL | _RTLD_NOLOAD)
         except OSError:
             continue
     raise HookError(
-        "libggml-base is not mapped by llama-cpp-python",
+        f"{names[0].partition('.')[0]} is not mapped by llama-cpp-python",
         hint="A statically linked llama.cpp cannot be steered: install llama-cpp-python with shared libraries",
     )
 

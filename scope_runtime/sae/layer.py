@@ -15,11 +15,10 @@ from scope_runtime.policy.model import GateKind
 from scope_runtime.sae.active import Active
 from scope_runtime.sae.encoder import WholeEncoder
 from scope_runtime.sae.gates import opened
+from scope_runtime.sae.product import Product
 
 SCORE_BYTES = 64 << 20
 """About as many bytes of pre-activations are held at a time; one token's at least."""
-ROW_BYTES = 64 << 20
-"""Likewise of rows that are converted to F32."""
 
 
 class FullLayer:
@@ -46,12 +45,14 @@ class FullLayer:
         decoder: Callable[[I64Array], F32Array],
         labels: Mapping[int, str] | None = None,
         notes: tuple[str, ...] = (),
+        n_threads: int | None = None,
     ) -> None:
         """Take what a set or pack has; see `SaeLayers.open`.
 
         Args:
             layer: and others: see the class.
             decoder: gives directions of latents that exist, (n, width).
+            n_threads: of `encode`; all CPUs by default.
 
         Raises:
             PackError: a gate that this layer has not what it takes for.
@@ -59,7 +60,7 @@ class FullLayer:
         self.layer, self.encoder, self.gate, self.k, self.file = layer, encoder, gate, k, file
         self.labels: Mapping[int, str] = dict(labels or {})
         self.notes = notes
-        self._decoder = decoder
+        self._decoder, self._product = decoder, Product(encoder, n_threads)
         if gate is GateKind.NONE or (gate is GateKind.THRESHOLD and encoder.thresholds is None):
             self._fail("its gate says of no latent whether it is active", found=str(gate))
         if gate is GateKind.TOPK and k is None:
@@ -132,11 +133,7 @@ class FullLayer:
 
     def _scores(self, h: F32Array) -> F32Array:
         """Pre-activations of every latent, (n_tokens, d_sae)."""
-        out = np.empty((len(h), self.d_sae), np.float32)
-        step = max(ROW_BYTES // (4 * self.width), 1)
-        for first in range(0, self.d_sae, step):
-            part = slice(first, first + step)
-            out[:, part] = h @ self.encoder.take(part).T
+        out = self._product(h)
         out += self.encoder.bias
         self._check_scores(out)
         return out

@@ -109,7 +109,6 @@ def test_tokens_in_pieces_are_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -
     layer, h = make(), some_residuals()
     whole = layer.encode(h)
     monkeypatch.setattr(layer_module, "SCORE_BYTES", 4 * D_SAE * 2)
-    monkeypatch.setattr(layer_module, "ROW_BYTES", 4 * WIDTH * 10)
     pieces = layer.encode(h)
     assert pieces.indptr.tolist() == whole.indptr.tolist()
     assert pieces.ids.tolist() == whole.ids.tolist()
