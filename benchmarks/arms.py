@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,6 @@ ARMS = (
     "Python callback, every layer",
 )
 SLOW_ARM = ARMS[-1]
-
-
-class SharedContext(Context):
-    """A context on a model that another one has opened: all arms read the same weights."""
-
-    def __init__(self, owner: Context) -> None:
-        self._owner = owner
-        super().__init__(owner.info.path, owner.options)
-
-    def _open_model(self, progress: Callable[[float], None] | None) -> None:
-        self._model, self._vocab = self._owner._model, self._owner._vocab
-        self.n_vocab, self.shape = self._owner.n_vocab, self._owner.shape
-
-    def close(self) -> None:
-        self._model = None  # the owner's to free
-        super().close()
 
 
 class Arm:
@@ -180,7 +164,7 @@ class Bench:
         return arm
 
     def _hooked_arm(self, name: str, folder: Path, shape: ModelShape, layers: list[int]) -> Arm:
-        context = SharedContext(self._owner)
+        context = Context(self._owner.info.path, self._owner.options, weights=self._owner)
         self._hooked.append(context)
         prove(context)
         path = folder / f"mute-{len(layers)}-layers.yaml"

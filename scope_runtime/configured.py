@@ -55,6 +55,7 @@ def configured(config: RuntimeConfig, *more: Sink) -> Runtime:
             n_parallel=config.n_parallel,
             n_threads=config.n_threads,
             n_gpu_layers=config.n_gpu_layers,
+            embeddings=config.embeddings,
         )
         undo.callback(runtime.close)
         alerts.bind(runtime.write)

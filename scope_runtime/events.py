@@ -18,6 +18,8 @@ from scope_runtime.program import Program
 from scope_runtime.types import StrEnum
 
 EVENT_VERSION = 1
+EMBEDDING_TASK = "embedding"
+"""``task`` in the summary of a request that asked for a vector; an answer's has none."""
 _NO_RULE = 0xFFFFFFFF
 
 

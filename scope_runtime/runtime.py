@@ -17,6 +17,7 @@ from scope_runtime.events import Event, Kind, Sink
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.llama.context import ContextOptions
+from scope_runtime.llama.embedding import Embedder, Embedding
 from scope_runtime.llama.engine import Began, Engine, Generation
 from scope_runtime.llama.parallel import Parallel
 from scope_runtime.llama.probe import Proof
@@ -28,7 +29,7 @@ from scope_runtime.policy.model import Apply
 from scope_runtime.program import Program
 from scope_runtime.records import Records
 from scope_runtime.select import ProgramSource, check_labels
-from scope_runtime.types import ModelShape
+from scope_runtime.types import ModelShape, Pooling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,6 +101,8 @@ class Runtime:
             control vector, which is free there but is not measured.
         n_threads: CPU threads; None leaves it to llama.cpp.
         use_extra_bufts: llama.cpp's repacked weights; None decides by CPU.
+        embeddings: what of a text's tokens ``embed`` makes its vector of; None: no embeddings, and no memory for them
+            (a context of ``n_ctx`` tokens more).
         progress: called with 0.0 to 1.0 while the model loads.
 
     Raises:
@@ -125,10 +128,12 @@ class Runtime:
         n_gpu_layers: int = 0,
         n_threads: int | None = None,
         use_extra_bufts: bool | None = None,
+        embeddings: Pooling | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._policy_root = policy_root
         self._hosted: Hosted | None = None
+        self._embedder: Embedder | None = None
         self._records = Records(audit, metrics, sinks)
         options = ContextOptions(
             n_ctx=n_ctx,
@@ -156,6 +161,14 @@ class Runtime:
             raise
         self._records.metrics.read(engine_reader(self._engine))
         try:
+            if embeddings is not None:
+                self._embedder = Embedder(
+                    self._engine.context,
+                    embeddings,
+                    lambda: self._engine.source,
+                    self,
+                    self.model_digest,
+                )
             self.record(
                 "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
             )
@@ -428,6 +441,45 @@ class Runtime:
         """
         return self._engine.logits(tokens, check_labels(labels or {}), n_prompt)
 
+    def embed(
+        self,
+        text: str | Sequence[int],
+        *,
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Embedding:
+        """A text (or token ids) as a vector of length 1, computed under the policies that select the request.
+
+        All of it is in phase ``prompt``.
+
+        Raises:
+            UsageError: the runtime was opened without ``embeddings``; no text, or more than fits.
+            AuditError: the audit log cannot be written, and nothing is served without it (``on_failure``).
+        """
+        embedder = self._embeds()
+        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        checked = check_labels(labels or {})
+        self._records.admit()
+        return embedder.embed(tokens, checked, request_id=request_id, cancelled=cancelled)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it was opened with ``embeddings``."""
+        return self._embedder is not None
+
+    def check_text(self, tokens: Sequence[int]) -> None:
+        """Refuses what ``embed`` would refuse. Raises UsageError."""
+        self._embeds().check(tokens)
+
+    def _embeds(self) -> Embedder:
+        if self._embedder is None:
+            raise UsageError(
+                "this runtime computes no embeddings",
+                hint="Open it with embeddings=Pooling.LAST, MEAN, CLS or MODEL",
+            )
+        return self._embedder
+
     @property
     def n_vocab(self) -> int:
         """Tokens that the model knows; their ids are 0 to n_vocab - 1."""
@@ -451,6 +503,8 @@ class Runtime:
         if self._hosted is not None:
             self._hosted.close()
         self._records.metrics.close()
+        if self._embedder is not None:
+            self._embedder.close()
         self._engine.close()
         self._records.close()
 

@@ -33,3 +33,19 @@ class ModelShape:
 
 MAX_SEED = 2**32 - 2
 """Of a draw: llama.cpp takes 32 bits, and all of them set for a random one."""
+
+
+class Pooling(StrEnum):
+    """What of a text's tokens its embedding is made of.
+
+    Attributes:
+        MODEL: what the model's file says.
+        MEAN: the mean of all.
+        CLS: the first.
+        LAST: the last.
+    """
+
+    MODEL = "model"
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"

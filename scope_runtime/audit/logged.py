@@ -11,6 +11,7 @@ from scope_runtime.audit.openings import all_openings
 from scope_runtime.audit.read import Query, Record, read
 from scope_runtime.audit.segments import LogFiles
 from scope_runtime.errors import AuditError
+from scope_runtime.events import EMBEDDING_TASK
 
 RuleName = tuple[str, str]
 """(policy, rule); the policy is empty where the record names none."""
@@ -115,6 +116,10 @@ def _index(record: Record) -> int:
 
 
 def _logged(files: LogFiles, others: Sequence[Record], summary: Record) -> Logged:
+    if summary.get("task") == EMBEDDING_TASK:
+        raise AuditError(
+            f"record {_index(summary)} is of an embedding: it has no answer that could be replayed"
+        )
     sealed = {each.name: each for each in sealed_in(summary)}
     found = all_openings(files, {each.text for each in sealed.values()})
     prompt = _prompt(summary, sealed.get("prompt"), found)

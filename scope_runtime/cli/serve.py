@@ -11,6 +11,7 @@ import typer
 
 from scope_runtime.cli.options import GpuLayersOption, RootOption, ThreadsOption
 from scope_runtime.errors import UsageError
+from scope_runtime.types import Pooling
 
 if TYPE_CHECKING:
     from scope_runtime.lifecycle.config import RuntimeConfig
@@ -81,6 +82,10 @@ def serve(
         int,
         typer.Option("--parallel", metavar="N", min=1, max=256, help="Answers side by side."),
     ] = 1,
+    embeddings: Annotated[
+        Pooling | None,
+        typer.Option("--embeddings", help="Serve embeddings: what of a text's tokens they are."),
+    ] = None,
 ) -> None:
     """Serve OpenAI's API; every answer is under the policies that select it.
 
@@ -148,6 +153,7 @@ def serve(
             sinks=[Told()],
             n_ctx=ctx,
             n_parallel=parallel,
+            embeddings=embeddings,
             n_gpu_layers=n_gpu_layers,
             n_threads=threads,
         )

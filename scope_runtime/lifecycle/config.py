@@ -25,6 +25,7 @@ from scope_runtime.policy.yaml12 import (
     parse,
 )
 from scope_runtime.telemetry.options import TelemetryOptions
+from scope_runtime.types import Pooling
 
 SCHEMA_PATH = Path(__file__).with_name("runtime.schema.json")
 FILE_NAME = "scope.yaml"
@@ -53,6 +54,7 @@ class RuntimeConfig:
     n_parallel: int
     n_threads: int | None
     n_gpu_layers: int
+    embeddings: Pooling | None
     policy: Path | BundleOptions
     policy_root: Path | None
     state: Path | None
@@ -168,6 +170,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
         n_parallel=model.get("parallel", 1),
         n_threads=model.get("threads"),
         n_gpu_layers=model.get("gpu_layers", 0),
+        embeddings=Pooling(model["embeddings"]) if "embeddings" in model else None,
         policy=_bundles(file, policy["bundle"])
         if "bundle" in policy
         else file.parent / policy["path"],

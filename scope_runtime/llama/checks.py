@@ -72,6 +72,7 @@ class ModelInfo:
         quantization: types of the weights, the one that takes most bytes first: ``Q4_K, Q6_K,
             F32``.
         chat_template: Jinja text, or None.
+        pooling: how the file wants a text's embedding made, as ``llama_pooling_type``; None: it does not say.
     """
 
     path: str
@@ -86,6 +87,7 @@ class ModelInfo:
     file_bytes: int
     quantization: str
     chat_template: str | None
+    pooling: int | None = None
 
     @property
     def has_mtp_layers(self) -> bool:
@@ -126,6 +128,7 @@ def check_model(path: str | Path) -> ModelInfo:
         file_bytes=sum(part.file_bytes for part in parts),
         quantization=_quantization(parts),
         chat_template=keys.optional_text("tokenizer.chat_template"),
+        pooling=keys.optional_integer(f"{architecture}.pooling_type"),
     )
 
 

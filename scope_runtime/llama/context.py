@@ -68,6 +68,9 @@ class Context:
     """An open model with one llama_context, every graph of which passes through ``hook``.
 
     Not thread-safe by itself: ``lock`` is held around each decode, so that a swap that must not fall into one can wait.
+
+    Args:
+        weights: another context of this file, whose weights this one reads too; to be closed after this one.
     """
 
     def __init__(
@@ -76,13 +79,18 @@ class Context:
         options: ContextOptions = ContextOptions(),
         *,
         progress: Callable[[float], None] | None = None,
+        weights: Context | None = None,
     ) -> None:
-        self.info: ModelInfo = check_model(path)
+        self.info: ModelInfo = check_model(path) if weights is None else weights.info
+        self._weights = weights
         self.options = options
         self.lock = threading.RLock()
         self.llama = library.load()
         self._api = self.llama.api
         self._model: Any = None
+        self._vocab: Any = None
+        self.n_vocab: int = 0
+        self.shape = ModelShape(self.info.architecture, self.info.n_layer, self.info.n_embd)
         self._ctx: Any = None
         self._batch: Any = None
         self.hook: Hook | None = None
@@ -96,6 +104,10 @@ class Context:
     # -- life
 
     def _open_model(self, progress: Callable[[float], None] | None) -> None:
+        if self._weights is not None:
+            self._model, self._vocab = self._weights._model, self._weights._vocab
+            self.n_vocab = self._weights.n_vocab
+            return
         params = self._api.llama_model_default_params()
         params.n_gpu_layers = self.options.n_gpu_layers
         extra = self.options.use_extra_bufts
@@ -117,8 +129,6 @@ class Context:
             )
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.n_vocab = int(self._api.llama_vocab_n_tokens(self._vocab))
-        n_layer = self.info.n_layer
-        self.shape = ModelShape(self.info.architecture, n_layer, self.info.n_embd)
 
     def _open_context(self) -> None:
         o = self.options
@@ -132,6 +142,8 @@ class Context:
         if o.n_threads is not None:
             params.n_threads = params.n_threads_batch = o.n_threads
         params.no_perf = True
+        # Embeddings are pooled here: llama.cpp's own pooling wants a whole text in one ubatch.
+        params.pooling_type = self._api.LLAMA_POOLING_TYPE_NONE
         params.cb_eval = ctypes.cast(self.hook.callback, self._api.ggml_backend_sched_eval_callback)
         params.cb_eval_user_data = self.hook.handle
         self._ctx = self._api.llama_init_from_model(self._model, params)
@@ -160,9 +172,9 @@ class Context:
             if self.hook is not None:
                 self.hook.close()
                 self.hook = None
-            if self._model:
+            if self._model and self._weights is None:
                 self._api.llama_model_free(self._model)
-                self._model = None
+            self._model = None
 
     @property
     def live_hook(self) -> Hook:
@@ -226,18 +238,45 @@ class Context:
         if not self.live_hook.attached & ATTACH_COLUMNS and len(set(sequences)) > 1:
             raise HookError("several sequences in a batch need the columns attach point")
         with self.lock:
-            self._fill(tokens, positions, sequences, output)
-            if not self.live_hook.attached & ATTACH_COLUMNS:
-                self.live_hook.columns(tokens, positions, sequences, output)
-            unmatched = self.live_hook.stats.n_unmatched
-            code = self._api.llama_decode(self._ctx, self._batch)
-            self.live_hook.end_ubatch()
-            if code != 0:
-                raise HookError(
-                    f"llama_decode failed with code {code}", found=library.last_log_lines() or None
-                )
-            self._check_matched(unmatched)
+            self._decode_columns(tokens, positions, sequences, output)
             return [self._logits(i) for i, want in enumerate(output) if want]
+
+    def _decode_columns(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int] | int,
+        output: Sequence[int],
+    ) -> None:
+        self._fill(tokens, positions, sequences, output)
+        hook = self.live_hook
+        if not hook.attached & ATTACH_COLUMNS:
+            of = [sequences] * len(tokens) if isinstance(sequences, int) else sequences
+            hook.columns(tokens, positions, of, output)
+        unmatched = hook.stats.n_unmatched
+        code = self._api.llama_decode(self._ctx, self._batch)
+        hook.end_ubatch()
+        if code != 0:
+            raise HookError(
+                f"llama_decode failed with code {code}", found=library.last_log_lines() or None
+            )
+        self._check_matched(unmatched)
+
+    def give_embeddings(self) -> None:
+        """From here on ``embed`` works, and each batch brings what every token of it came to."""
+        self._api.llama_set_embeddings(self._ctx, True)
+
+    def embed(self, tokens: Sequence[int], first_position: int) -> npt.NDArray[np.float32]:
+        """The normed residual behind the last block (n_tokens, n_embd_out) of one batch of sequence 0: a copy.
+
+        Raises:
+            HookError: llama.cpp failed, or the hook saw residuals that it could not match to tokens.
+        """
+        positions = range(first_position, first_position + len(tokens))
+        with self.lock:
+            self._decode_columns(tokens, positions, 0, [1] * len(tokens))
+            pointer = self._api.llama_get_embeddings_ith(self._ctx, 0)
+            return np.ctypeslib.as_array(pointer, (len(tokens), self.n_embd_out)).copy()
 
     def _check_matched(self, before: int) -> None:
         if self.live_hook.stats.n_unmatched != before:
@@ -246,6 +285,11 @@ class Context:
                 "so nothing was steered there",
                 hint="Run `scope doctor` on this model",
             )
+
+    @property
+    def n_embd_out(self) -> int:
+        """Width of what ``embed`` gives: n_embd, except where the model projects it."""
+        return int(self._api.llama_model_n_embd_out(self._model))
 
     @property
     def n_batch(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scope_runtime.events import Content, Event, Kind, RequestContext, RevisionSpan
+from scope_runtime.events import EMBEDDING_TASK, Content, Event, Kind, RequestContext, RevisionSpan
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
 from scope_runtime.policy.model import Keep, Mode
@@ -40,7 +40,7 @@ class Running:
         *,
         sequence: int,
         program: Program,
-        sampling: Sampling,
+        sampling: Sampling | None,
         n_answer: int,
         n_reused: int,
         n_dropped: int,
@@ -51,6 +51,7 @@ class Running:
 
         Args:
             program: what its last token was computed under.
+            sampling: None for an embedding, of which nothing is drawn.
             n_dropped: events that the hook had no room for, since it was made.
         """
         share = self.share
@@ -71,7 +72,11 @@ class Running:
                 "finish_reason": finish,
                 "events_dropped": n_dropped,
                 "timing": self.timing.record(),
-                "sampling": sampling.record(),
+                **(
+                    {"sampling": sampling.record()}
+                    if sampling is not None
+                    else {"task": EMBEDDING_TASK}
+                ),
                 **({"exempted": list(share.exempted)} if share.exempted else {}),
                 **({"left_out": dict(share.left_out)} if share.left_out else {}),
                 **({"rollout": dict(share.rollout)} if share.rollout else {}),

@@ -18,8 +18,9 @@ from scope_runtime.serve.keys import Holder
 from scope_runtime.serve.labels import labels_of
 from scope_runtime.serve.parse import asks_of
 from scope_runtime.serve.respond import ClientGone, Wanted, stream, whole
-from scope_runtime.serve.schemas import ChatRequest, CompletionRequest
+from scope_runtime.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from scope_runtime.serve.shapes import Chat, Completion, Shape
+from scope_runtime.serve.vectors import vectors
 from scope_runtime.version import __version__
 
 _SHOWN = 300
@@ -85,6 +86,18 @@ def routes(gateway: Gateway) -> FastAPI:
     async def chat(request: Request, wanted: ChatRequest) -> Response:
         return await _answer(gateway, request, wanted, Chat())
 
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request, wanted: EmbeddingRequest) -> Response:
+        _check_model(gateway, wanted.model)
+        state = request.state
+        labels = _labels(gateway, request)
+        try:
+            return await vectors(
+                gateway, wanted, labels, state.holder, state.request_id, request.receive
+            )
+        except ClientGone:
+            return Response(status_code=499)
+
     return app
 
 
@@ -98,16 +111,20 @@ def _check_model(gateway: Gateway, name: str | None) -> None:
         )
 
 
+def _labels(gateway: Gateway, request: Request) -> dict[str, str]:
+    options = gateway.options
+    header = request.headers.get(options.label_header)
+    return labels_of(request.state.holder.labels, header, options.labels, options.label_header)
+
+
 async def _answer(
     gateway: Gateway, request: Request, wanted: CompletionRequest | ChatRequest, shape: Shape
 ) -> Response:
     _check_model(gateway, wanted.model)
-    options, holder = gateway.options, request.state.holder
-    header = request.headers.get(options.label_header)
-    labels = labels_of(holder.labels, header, options.labels, options.label_header)
-    takes = gateway.engine.takes
+    labels = _labels(gateway, request)
+    engine = gateway.engine
     request_id = request.state.request_id
-    asks = await asyncio.to_thread(asks_of, wanted, labels, request_id, takes)
+    asks = await asyncio.to_thread(asks_of, wanted, labels, request_id, engine.takes)
     told = Wanted(
         shape=shape,
         model=gateway.model,
@@ -119,7 +136,7 @@ async def _answer(
         include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
         scored=asks[0].sampling.top_logprobs is not None,
     )
-    job = gateway.job(asks, labels, holder)
+    job = gateway.job(engine.answer, asks, labels, request.state.holder)
     try:
         if wanted.stream:
             return await stream(job, told, request.receive)

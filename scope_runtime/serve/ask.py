@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from scope_runtime.events import Event, RevisionSpan
 from scope_runtime.llama.answer import Piece
+from scope_runtime.llama.embedding import Vector
 from scope_runtime.llama.sampling import Sampling
 
 
@@ -80,3 +81,39 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Frees everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskVectors:
+    """Embeddings that are wanted: one of each text, all in one place of the queue.
+
+    Attributes:
+        texts: raw text or token ids.
+        request_ids: under which each is on record.
+    """
+
+    texts: tuple[str | tuple[int, ...], ...]
+    labels: Mapping[str, str]
+    request_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextVector:
+    """One text's embedding, (n_embd,) of length 1. ``done.finish_reason`` is ``stop``, or ``abort`` without one."""
+
+    vector: Vector
+    began: Began
+    done: Done
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """An engine that computes embeddings, too."""
+
+    def embed(self, ask: AskVectors) -> AsyncGenerator[TextVector, None]:
+        """Yields one for each text, in their order. Closing it ends it, and waits until its place is free.
+
+        Raises:
+            UsageError: what was asked cannot be (a text that does not fit, no embeddings on this server).
+            ScopeError: the engine failed.
+        """

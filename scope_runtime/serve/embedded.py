@@ -7,9 +7,11 @@ import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from threading import Event as Flag
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+from scope_runtime.errors import UsageError
 from scope_runtime.events import RevisionSpan
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.chat import Message
@@ -17,7 +19,10 @@ from scope_runtime.llama.engine import Generation
 from scope_runtime.policy.model import Mode
 from scope_runtime.program import Program
 from scope_runtime.runtime import GenerateOptions, Runtime
-from scope_runtime.serve.ask import Ask, Began, Done, Item
+from scope_runtime.serve.ask import Ask, AskVectors, Began, Done, Item, TextVector
+from scope_runtime.serve.errors import ApiError, no_embeddings
+
+T = TypeVar("T")
 
 
 class Embedded:
@@ -31,16 +36,26 @@ class Embedded:
         self._controls = control_pattern(runtime.control_texts())
         self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="scope-answer")
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
+    def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
         """See ``Engine``."""
+        return self._from_thread(partial(self._compute, ask))
+
+    def embed(self, ask: AskVectors) -> AsyncGenerator[TextVector, None]:
+        """See ``Embeds``."""
+        return self._from_thread(partial(self._compute_vectors, ask))
+
+    async def _from_thread(
+        self, compute: Callable[[Callable[[], bool], Callable[[T], None]], None]
+    ) -> AsyncGenerator[T, None]:
+        """What ``compute(cancelled, tell)`` tells, as it comes."""
         loop = asyncio.get_running_loop()
-        came: asyncio.Queue[Item | None] = asyncio.Queue()
+        came: asyncio.Queue[T | None] = asyncio.Queue()
         gone = Flag()
 
-        def tell(item: Item) -> None:
+        def tell(item: T) -> None:
             loop.call_soon_threadsafe(came.put_nowait, item)
 
-        work = loop.run_in_executor(self._threads, self._compute, ask, gone.is_set, tell)
+        work = loop.run_in_executor(self._threads, compute, gone.is_set, tell)
         work.add_done_callback(lambda _: came.put_nowait(None))
         try:
             while (item := await came.get()) is not None:
@@ -74,6 +89,45 @@ class Embedded:
                 tell(_done(item))
             else:
                 tell(item if isinstance(item, Piece) else Piece(item))
+
+    def _compute_vectors(
+        self, ask: AskVectors, cancelled: Callable[[], bool], tell: Callable[[TextVector], None]
+    ) -> None:
+        if not self._runtime.embeds:
+            raise no_embeddings("It was started without --embeddings.")
+        texts = [
+            self._runtime.tokenize(text) if isinstance(text, str) else list(text)
+            for text in ask.texts
+        ]
+        for index, tokens in enumerate(texts):
+            # All or nothing: none is on record of a request that is refused.
+            try:
+                self._runtime.check_text(tokens)
+            except UsageError as error:
+                raise ApiError(
+                    400, str(error), code="invalid_value", param=f"input[{index}]"
+                ) from None
+        for tokens, request_id in zip(texts, ask.request_ids, strict=True):
+            made = self._runtime.embed(
+                tokens, labels=ask.labels, request_id=request_id, cancelled=cancelled
+            )
+            if made.finish_reason == "cancelled":
+                return
+            revision = made.revisions[0].revision if made.revisions else made.program.revision
+            tell(
+                TextVector(
+                    made.vector,
+                    Began(revision, changing(made.program)),
+                    Done(
+                        finish_reason=made.finish_reason,
+                        revisions=made.revisions,
+                        report=made.report,
+                        n_prompt=made.n_prompt,
+                        n_reused=0,
+                        n_answer=0,
+                    ),
+                )
+            )
 
     def _stream(self, ask: Ask, options: GenerateOptions) -> Iterator[str | Generation]:
         if ask.messages is None:

@@ -77,6 +77,11 @@ def refused(error: ScopeError) -> ApiError:
     return internal()
 
 
+def no_embeddings(why: str) -> ApiError:
+    """What ``/v1/embeddings`` says where there are none."""
+    return ApiError(400, f"This server computes no embeddings. {why}", code="no_embeddings")
+
+
 def internal() -> ApiError:
     """A fault of the server; what it was stands in the server's own log."""
     return ApiError(500, "The server failed on this request.", code="internal_error")

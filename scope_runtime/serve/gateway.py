@@ -7,11 +7,12 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
 
-from scope_runtime.serve.ask import Ask, Engine
+from scope_runtime.serve.ask import Engine
 from scope_runtime.serve.errors import ApiError
-from scope_runtime.serve.jobs import Job
+from scope_runtime.serve.jobs import A, I, Job
 from scope_runtime.serve.keys import Holder, KeyRing
 from scope_runtime.serve.options import ServeOptions
 from scope_runtime.serve.queue import FairQueue
@@ -60,7 +61,7 @@ class Gateway:
         self.phase = Phase.LOADING
         self._engine: Engine | None = None
         self._queue = FairQueue(1, 0, 0, time.monotonic)
-        self._jobs: set[Job] = set()
+        self._jobs: set[Job[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -82,9 +83,12 @@ class Gateway:
     def engine(self) -> Engine:
         """Raises ApiError 503 while there is none, or none any more."""
         if self._engine is None or self.phase is not Phase.SERVING:
-            doing = "shutting down" if self.phase is Phase.DRAINING else "loading its model"
-            raise ApiError(503, f"The server is {doing}.", code=str(self.phase), retry_after_s=5)
+            raise self._not_serving()
         return self._engine
+
+    def _not_serving(self) -> ApiError:
+        doing = "shutting down" if self.phase is Phase.DRAINING else "loading its model"
+        return ApiError(503, f"The server is {doing}.", code=str(self.phase), retry_after_s=5)
 
     def not_ready(self) -> str | None:
         """Why no requests should be sent here; None when they should."""
@@ -102,16 +106,27 @@ class Gateway:
     def n_waiting(self) -> int:
         return self._queue.n_waiting
 
-    def job(self, asks: Sequence[Ask], labels: Mapping[str, str], holder: Holder) -> Job:
-        """Takes a request on. Raises ApiError 429 when too many wait, 503 when none is taken."""
-        engine = self.engine
+    def job(
+        self,
+        answer: Callable[[A], AsyncGenerator[I, None]],
+        asks: Sequence[A],
+        labels: Mapping[str, str],
+        holder: Holder,
+    ) -> Job[I]:
+        """Takes a request on: ``answer``, of the engine, will be called with each of the asks.
+
+        Raises:
+            ApiError: 429 when too many wait, 503 when none is taken.
+        """
+        if self.phase is not Phase.SERVING:
+            raise self._not_serving()
         tickets = self._queue.enter(labels.get(TENANT, f"key {holder.name}"), len(asks))
-        job = Job(engine, asks, tickets, self.options.deadline_s, log_fault, self._ended)
+        job = Job(answer, asks, tickets, self.options.deadline_s, log_fault, self._ended)
         self._jobs.add(job)
         self._idle.clear()
         return job
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, job: Job[Any]) -> None:
         self._jobs.discard(job)
         if not self._jobs:
             self._idle.set()

@@ -6,25 +6,33 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from scope_runtime.errors import ScopeError
-from scope_runtime.serve.ask import Ask, Done, Engine, Item
 from scope_runtime.serve.errors import ApiError, internal, refused
 from scope_runtime.serve.queue import Ticket
 
+A = TypeVar("A")
+I = TypeVar("I")  # noqa: E741
+
 
 @dataclass(frozen=True, slots=True)
-class Of:
+class Of(Generic[I]):
     """Something of the answer with this index."""
 
     index: int
-    item: Item
+    item: I
 
 
-class Job:
+class _End:
+    """Nothing more comes of an answer, and its place is free."""
+
+
+class Job(Generic[I]):
     """Computes the answers of one request; ``items`` gives what they bring, in the order in which it comes.
 
     Args:
+        answer: what the engine does for one of the asks.
         tickets: one for each ask.
         deadline_s: from now on; then everything ends with 504.
         fault: told what nobody expected; the client gets to know only that there was something.
@@ -33,32 +41,33 @@ class Job:
 
     def __init__(
         self,
-        engine: Engine,
-        asks: Sequence[Ask],
+        answer: Callable[[A], AsyncGenerator[I, None]],
+        asks: Sequence[A],
         tickets: Sequence[Ticket],
         deadline_s: float,
         fault: Callable[[BaseException], None],
-        ended: Callable[[Job], None],
+        ended: Callable[[Job[Any]], None],
     ) -> None:
-        self._came: asyncio.Queue[Of | ApiError] = asyncio.Queue()
+        self._came: asyncio.Queue[Of[I] | _End | ApiError] = asyncio.Queue()
         self._left = len(asks)
         self._ended: ApiError | None = None
         self._fault = fault
         self._told_end = ended
         self._tickets = tickets
         self._tasks = [
-            asyncio.ensure_future(self._answer(engine, index, ask, ticket))
+            asyncio.ensure_future(self._answer(answer(ask), index, ticket))
             for index, (ask, ticket) in enumerate(zip(asks, tickets, strict=True))
         ]
         self._timer = asyncio.get_running_loop().call_later(
             deadline_s, self.end, ApiError(504, "The request took too long.", code="deadline")
         )
 
-    async def _answer(self, engine: Engine, index: int, ask: Ask, ticket: Ticket) -> None:
+    async def _answer(self, answer: AsyncGenerator[I, None], index: int, ticket: Ticket) -> None:
         try:
-            async with ticket, contextlib.aclosing(engine.answer(ask)) as items:
+            async with ticket, contextlib.aclosing(answer) as items:
                 async for item in items:
                     self._came.put_nowait(Of(index, item))
+            self._came.put_nowait(_End())
         except ScopeError as error:
             told = refused(error)
             if told.status >= 500:
@@ -76,7 +85,7 @@ class Job:
             for task in self._tasks:
                 task.cancel()
 
-    async def items(self) -> AsyncGenerator[Of, None]:
+    async def items(self) -> AsyncGenerator[Of[I], None]:
         """Everything that comes, until all answers are done.
 
         Raises:
@@ -86,8 +95,10 @@ class Job:
             came = await self._came.get()
             if isinstance(came, ApiError):
                 raise came
-            self._left -= isinstance(came.item, Done)
-            yield came
+            if isinstance(came, _End):
+                self._left -= 1
+            else:
+                yield came
 
     async def close(self) -> None:
         """Ends what still runs, and waits until its places are free. Safe to call twice."""

@@ -75,10 +75,13 @@ def _prompts(
 ) -> list[str | tuple[int, ...]] | list[Messages]:
     if isinstance(request, ChatRequest):
         return [Messages(_message(i, each, takes) for i, each in enumerate(request.messages))]
-    prompt: Any = request.prompt
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        prompt = [prompt]
-    return [each if isinstance(each, str) else tuple(each) for each in prompt]
+    return texts_of(request.prompt)
+
+
+def texts_of(given: Any) -> list[str | tuple[int, ...]]:
+    """A text or token ids, or a list of either, as a list."""
+    texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    return [each if isinstance(each, str) else tuple(each) for each in texts]
 
 
 def _message(index: int, message: ChatMessage, takes: frozenset[str]) -> dict[str, Any]:

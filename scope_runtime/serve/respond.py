@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from scope_runtime.llama.answer import Piece
-from scope_runtime.serve.ask import Ask, Began, Done
+from scope_runtime.serve.ask import Ask, Began, Done, Item
 from scope_runtime.serve.errors import ApiError, JsonResponse, json_bytes
 from scope_runtime.serve.jobs import Job, Of
 from scope_runtime.serve.shapes import Shape, Told, finish_of, scope_data, usage
@@ -92,7 +92,7 @@ async def _disconnected(receive: Receive) -> None:
             return
 
 
-async def whole(job: Job, wanted: Wanted, receive: Receive) -> Response:
+async def whole(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:
     """All answers in one body.
 
     Raises:
@@ -122,7 +122,7 @@ async def whole(job: Job, wanted: Wanted, receive: Receive) -> Response:
     )
 
 
-def _tell(told: Told, of: Of) -> None:
+def _tell(told: Told, of: Of[Item]) -> None:
     item = of.item
     if isinstance(item, Began):
         told.began = item
@@ -133,7 +133,7 @@ def _tell(told: Told, of: Of) -> None:
         told.scores += item.scores
 
 
-async def stream(job: Job, wanted: Wanted, receive: Receive) -> Response:
+async def stream(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:
     """The answers as they come. Returns when the first prompt is computed: what fails before has its own status.
 
     Raises:
@@ -155,7 +155,7 @@ async def stream(job: Job, wanted: Wanted, receive: Receive) -> Response:
 
 
 async def _chunks(
-    first: Of, rest: AsyncGenerator[Of, None], wanted: Wanted
+    first: Of[Item], rest: AsyncGenerator[Of[Item], None], wanted: Wanted
 ) -> AsyncIterator[bytes]:
     shape = wanted.shape
     told = [Told() for _ in wanted.asks]
@@ -190,7 +190,7 @@ async def _chunks(
         yield event(error.body)
 
 
-async def _after(first: Of, rest: AsyncGenerator[Of, None]) -> AsyncIterator[Of]:
+async def _after(first: Of[Item], rest: AsyncGenerator[Of[Item], None]) -> AsyncIterator[Of[Item]]:
     yield first
     async for of in rest:
         yield of
@@ -206,7 +206,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], job: Job, headers: dict[str, str]) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], job: Job[Item], headers: dict[str, str]
+    ) -> None:
         super().__init__(
             headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,9 @@ from scope_runtime.types import MAX_SEED
 
 MAX_ANSWERS = 64
 """Of one request: prompts times ``n``."""
+
+MAX_TEXTS = 2048
+"""That one request may have embedded."""
 
 HARMLESS = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
@@ -109,6 +113,24 @@ class ChatRequest(_Request):
 Request = CompletionRequest | ChatRequest
 
 
+class EmbeddingRequest(_Model):
+    """``POST /v1/embeddings``."""
+
+    model: str | None = None
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[int], Field(min_length=1)]],
+            Field(min_length=1, max_length=MAX_TEXTS),
+        ]
+    )
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    scope: ScopeWish | None = None
+
+
 def passed_on(request: Request, takes: frozenset[str]) -> dict[str, Any]:
     """Parameters beyond the schema that the engine takes itself; None and what is empty asks for nothing.
 
@@ -119,6 +141,15 @@ def passed_on(request: Request, takes: frozenset[str]) -> dict[str, Any]:
     idle: dict[str, tuple[object, ...]] = {"best_of": (1, request.n or 1)}
     if not extra.get("tools"):
         idle["tool_choice"] = ("none", "auto")
+    return taken(extra, idle, takes)
+
+
+def taken(
+    extra: Mapping[str, Any],
+    idle: Mapping[str, tuple[object, ...]] = {},
+    takes: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Those of the parameters that the engine takes; ``idle`` are values that ask for nothing. See ``passed_on``."""
     out = {}
     for name, value in extra.items():
         if value in (None, False, [], "") or name in HARMLESS or value in idle.get(name, ()):

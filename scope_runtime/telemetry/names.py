@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 PROVIDER = "llama.cpp"
 OPERATION = "text_completion"
+EMBEDDING_OPERATION = "embeddings"
 TOKEN_BUCKETS = tuple(float(4**n) for n in range(14))
 
 
@@ -40,7 +41,9 @@ _BOTH, _SPAN, _EVENT, _METRIC, _COUNT = (
 )
 
 OPERATION_NAME = _name(
-    "gen_ai.operation.name", _BOTH, f"`{OPERATION}`: the engine continues tokens"
+    "gen_ai.operation.name",
+    _BOTH,
+    f"`{OPERATION}`: the engine continues tokens; `{EMBEDDING_OPERATION}`",
 )
 PROVIDER_NAME = _name("gen_ai.provider.name", _BOTH, f"`{PROVIDER}`")
 REQUEST_MODEL = _name("gen_ai.request.model", _BOTH, "the model file's name, without its ending")

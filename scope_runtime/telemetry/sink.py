@@ -10,7 +10,7 @@ from typing import Any
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
-from scope_runtime.events import Event, Kind
+from scope_runtime.events import EMBEDDING_TASK, Event, Kind
 from scope_runtime.metrics import families
 from scope_runtime.telemetry import names as n
 from scope_runtime.version import __version__
@@ -101,8 +101,10 @@ class TelemetrySink:
             before = self._open.pop(event.request_id or "", [])
         detail, failed = event.detail, event.detail["finish_reason"] == "error"
         timing: Mapping[str, float] = detail.get("timing", {})
+        vector = detail.get("task") == EMBEDDING_TASK
+        operation = n.EMBEDDING_OPERATION if vector else n.OPERATION
         shared: Attributes = {
-            n.OPERATION_NAME: n.OPERATION,
+            n.OPERATION_NAME: operation,
             n.PROVIDER_NAME: n.PROVIDER,
             n.REQUEST_MODEL: self._model,
         }
@@ -111,7 +113,7 @@ class TelemetrySink:
         self._measure(detail, timing, shared)
         end_s = event.time
         span = self._tracer.start_span(
-            f"{n.OPERATION} {self._model}",
+            f"{operation} {self._model}",
             kind=SpanKind.INTERNAL,
             attributes=shared | _attributes(event, before),
             start_time=_ns(end_s - timing.get("duration_s", 0.0)),

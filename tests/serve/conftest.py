@@ -47,6 +47,8 @@ spec:
     labels: [team]
 """
 
+EMBEDDING_CONFIG = CONFIG.replace("parallel: 2}", "parallel: 2, embeddings: mean}")
+
 
 @dataclass
 class Server:
@@ -158,6 +160,6 @@ def serving(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests that only ask."""
     folder = tmp_path_factory.mktemp("served") / "site"
-    furnish(folder)
+    furnish(folder, EMBEDDING_CONFIG)
     with serving(folder) as running:
         yield running

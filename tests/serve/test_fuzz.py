@@ -43,4 +43,5 @@ def test_the_server_describes_itself(server: Server) -> None:
         "/v1/models/{name}",
         "/v1/completions",
         "/v1/chat/completions",
+        "/v1/embeddings",
     }

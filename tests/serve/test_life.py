@@ -138,7 +138,7 @@ def test_behaviour_25_a_client_that_does_not_read_delays_no_end(
     async def test(gateway: Gateway, engine: FakeEngine, client: httpx.AsyncClient) -> None:
         gateway.serve(engine)
         ask = Ask("the sea is", None, Sampling(), {}, "unread")
-        job = gateway.job([ask], {}, ANYBODY)
+        job = gateway.job(engine.answer, [ask], {}, ANYBODY)
         await gateway.drain()
         await job.close()
         assert gateway.n_running == 0

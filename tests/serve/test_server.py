@@ -48,7 +48,7 @@ def test_behaviour_26_unknown_model_and_unknown_places_are_404(server: Server) -
         wrong = client.post("/v1/completions", json={**ASKED, "model": "gpt-9"})
         assert (wrong.status_code, error_of(wrong)["code"]) == (404, "model_not_found")
         assert client.get("/v1/models/gpt-9").status_code == 404
-        nowhere = client.post("/v1/embeddings", json={})
+        nowhere = client.post("/v1/audio/speech", json={})
         assert (nowhere.status_code, error_of(nowhere)["code"]) == (404, "unknown_url")
         assert error_of(client.get("/v1/completions"))["type"] == "invalid_request_error"
 
@@ -239,6 +239,13 @@ def test_a_users_listener_has_no_control_routes(server: Server) -> None:
 
 
 # -- limits
+
+
+def test_embeddings_are_refused_where_there_are_none(limited: Server) -> None:
+    with limited.client() as client:
+        refused = client.post("/v1/embeddings", json={"input": "the sea"})
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "no_embeddings")
+    assert "started without --embeddings" in error_of(refused)["message"]
 
 
 def test_what_is_too_large_is_not_read(server: Server) -> None:
