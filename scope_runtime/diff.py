@@ -92,6 +92,25 @@ class RecordingDiff:
     alerts: tuple[tuple[str, int, int], ...]
 
 
+def diff_data(said: PolicyDiff) -> dict[str, Any]:
+    """A difference as JSON-ready data; what is new has no ``before``, what is gone no ``after``."""
+
+    def change(one: Change) -> dict[str, Any]:
+        return {
+            "name": one.name,
+            **({} if one.layer is None else {"layer": one.layer}),
+            "before": dict(one.before) if one.before is not None else None,
+            "after": dict(one.after) if one.after is not None else None,
+        }
+
+    return {
+        "same_effect": said.same_effect,
+        "settings": [change(one) for one in said.settings],
+        "rules": [change(one) for one in said.rules],
+        "files": [{"name": n, "before": x, "after": y} for n, x, y in said.files],
+    }
+
+
 def policy_diff(a: ProgramSource, b: ProgramSource) -> PolicyDiff:
     """Compares what they say and what they compile to; rules and policies are known by their names."""
     packs_a, packs_b = dict(a.program.packs), dict(b.program.packs)

@@ -16,10 +16,11 @@ from scope_runtime.audit.contents import Sealed, sealed_in
 from scope_runtime.audit.log import AuditLog
 from scope_runtime.audit.openings import all_openings
 from scope_runtime.audit.options import AuditOptions, OnFailure
+from scope_runtime.audit.query import parse_time
 from scope_runtime.audit.read import Query, read
 from scope_runtime.audit.redact import Redaction, Selection
 from scope_runtime.audit.segments import find_logs
-from scope_runtime.cli.audit_read import LogArgument, parse_time
+from scope_runtime.cli.audit_read import LogArgument
 from scope_runtime.cli.options import JsonOption
 from scope_runtime.errors import AuditError, Location, UsageError
 

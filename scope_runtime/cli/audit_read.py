@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import typer
 
 from scope_runtime.audit.contents import sealed_in
 from scope_runtime.audit.openings import all_openings
+from scope_runtime.audit.query import make_query
 from scope_runtime.audit.read import Query, Record, Tail, read, write_csv, write_parquet
 from scope_runtime.audit.segments import find_logs
 from scope_runtime.errors import AuditError, UsageError
@@ -23,7 +23,6 @@ from scope_runtime.files import written_whole
 from scope_runtime.types import StrEnum
 
 _POLL_S = 0.2
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 LogArgument = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="The log, or where it lies.")]
 SinceOption = Annotated[
@@ -190,49 +189,6 @@ def _format_of(out: Path) -> Format:
             hint="Or give --format",
         )
     return Format(form)
-
-
-def make_query(
-    since: str | None,
-    until: str | None,
-    request: str | None,
-    rule: str | None,
-    policy: str | None,
-    kind: str | None,
-) -> Query:
-    """The options as a query. Raises: UsageError."""
-    if kind is not None and kind not in ("request", "alert", "policy", "runtime"):
-        raise UsageError("unknown kind", found=kind, expected="request, alert, policy or runtime")
-    now = time.time()
-    return Query(
-        since=parse_time(since, now) if since else None,
-        until=parse_time(until, now) if until else None,
-        request=request,
-        rule=rule,
-        policy=policy,
-        kind=kind,
-    )
-
-
-def parse_time(text: str, now: float) -> float:
-    """``2026-11-21``, ``2026-11-21T10:00Z`` or ``24h`` before ``now``, as seconds since the epoch.
-
-    A time without a zone is UTC, like the times that are printed.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
-    if match:
-        return now - timedelta(**{_UNITS[match[2]]: float(match[1])}).total_seconds()
-    try:
-        # Python 3.10 reads no Z.
-        when = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
-    except ValueError:
-        raise UsageError(
-            "this is no time", found=text, expected="2026-11-21T10:00Z, or 30m, 24h, 7d"
-        ) from None
-    return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _read(log: Path, wanted: Query) -> Iterator[Record]:

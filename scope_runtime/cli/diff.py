@@ -145,20 +145,9 @@ def _data(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    def change(one: Change) -> dict[str, Any]:
-        return {
-            "name": one.name,
-            **({} if one.layer is None else {"layer": one.layer}),
-            "before": dict(one.before) if one.before is not None else None,
-            "after": dict(one.after) if one.after is not None else None,
-        }
+    from scope_runtime.diff import diff_data
 
-    data: dict[str, Any] = {
-        "same_effect": said.same_effect,
-        "settings": [change(one) for one in said.settings],
-        "rules": [change(one) for one in said.rules],
-        "files": [{"name": n, "before": x, "after": y} for n, x, y in said.files],
-    }
+    data = diff_data(said)
     if on_recording is not None:
         data["recording"] = asdict(on_recording)
     if answers is not None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scope_runtime.cli.audit_read import SinceOption, UntilOption, parse_time
+from scope_runtime.audit.query import parse_time
+from scope_runtime.cli.audit_read import SinceOption, UntilOption
 from scope_runtime.cli.options import JsonOption, RootOption, parse_labels
 from scope_runtime.errors import UsageError
 

@@ -61,8 +61,9 @@ def control_app(lifecycle: Lifecycle, follower: Follower, registry: CollectorReg
         return plan_data(*lifecycle.plan())
 
     @app.get("/-/events")
-    def events(last: int = 100) -> list[dict[str, Any]]:
-        return [event.record() for event in lifecycle.events()[-max(last, 1) :]]
+    def events(last: int = 100, kind: str | None = None) -> list[dict[str, Any]]:
+        found = [each for each in lifecycle.events() if kind is None or each.kind == kind]
+        return [event.record() for event in found[-max(last, 1) :]]
 
     @app.get("/-/alerts")
     def alerts() -> dict[str, Any]:

@@ -47,6 +47,9 @@ class Lifecycle:
         state: where what was in force outlives the process; None forgets it.
         builder: what compiles; by default a process of its own.
         feed: where the source comes from, where it is not simply there; ``source`` then says only where it would be.
+
+    Attributes:
+        nothing: no policies, for this model: what is in force while switched off.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class Lifecycle:
         self._target = target
         self._digests = FileDigests()
         self._compiler: Builder = builder or Compiler(bench, nice=options.compile_nice)
-        self._in_force = InForce(target, ProgramSource(None, bench.shape), state)
+        self.nothing = ProgramSource(None, bench.shape)
+        self._in_force = InForce(target, self.nothing, state)
         self._memory = Memory(target, state)
         # A build may take seconds, and the switch does not wait for it: it has a lock of its own, taken after this.
         self._building = threading.RLock()

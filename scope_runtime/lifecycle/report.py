@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scope_runtime.diff import diff_data, policy_diff
 from scope_runtime.lifecycle.follow import Follower
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.types import FeedStatus
@@ -74,7 +75,7 @@ def _policy(policy: Policy, source: ProgramSource) -> dict[str, Any]:
 
 
 def plan_data(now: ProgramSource, then: ProgramSource) -> dict[str, Any]:
-    """What a reload would change, policy by policy."""
+    """What a reload would change, policy by policy, and rule by rule as ``scope diff`` says it."""
     before, after = now.revisions, then.revisions
     return {
         "revision": now.revision,
@@ -83,4 +84,5 @@ def plan_data(now: ProgramSource, then: ProgramSource) -> dict[str, Any]:
         "added": sorted(set(after) - set(before)),
         "removed": sorted(set(before) - set(after)),
         "changed": sorted(name for name in before if after.get(name, before[name]) != before[name]),
+        "diff": diff_data(policy_diff(now, then)),
     }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from scope_runtime.console.page import Page
+from scope_runtime.console.routes import add_console
 from scope_runtime.lifecycle.control import control_app
 from scope_runtime.lifecycle.hosted import Hosted
 from scope_runtime.lifecycle.types import Cause, Prepared
@@ -62,9 +64,11 @@ class Control:
         return f"the latest reload was refused: {last.error}"
 
     def app(self) -> ASGIApp:
-        """The control channel's routes."""
+        """The control channel's routes, and the console's."""
         hosted = self.hosted
-        return control_app(hosted.lifecycle, hosted.follower, hosted.metrics.registry)
+        app = control_app(hosted.lifecycle, hosted.follower, hosted.metrics.registry)
+        add_console(app, hosted.lifecycle)
+        return app
 
     def count(self, gateway: Gateway) -> None:
         """Has the metrics tell of the requests that wait in the gateway."""
@@ -107,7 +111,8 @@ def admin_app(gateway: Gateway, control: Callable[[], Control | None], *, keyles
 
     options = gateway.options
     app = _Switch(gateway, control)
-    return Gate(app, holder, options.max_body_bytes, options.receive_s)
+    gate = Gate(app, holder, options.max_body_bytes, options.receive_s)
+    return Page(gate, keyless=keyless)
 
 
 class _Switch:

@@ -14,9 +14,10 @@ import pytest
 
 from scope_runtime.audit import AuditLog, AuditOptions
 from scope_runtime.audit.proof import Proof
+from scope_runtime.audit.query import parse_time
 from scope_runtime.audit.read import Query, Tail, read
 from scope_runtime.audit.segments import LogFiles
-from scope_runtime.cli.audit_read import line_of, parse_time
+from scope_runtime.cli.audit_read import line_of
 from scope_runtime.cli.main import main
 from scope_runtime.errors import UsageError
 from tests.support.audit_logs import KEY, event, make_log, request
