@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
 import socket
 import threading
 from pathlib import Path
@@ -72,17 +71,10 @@ def unix_socket(path: Path) -> socket.socket:
 
 def _bind_closed(made: socket.socket, path: Path) -> None:
     """Born closed to others: the mode of a socket that is changed after bind was open for a moment."""
-    if platform.system() == "Linux":
-        # The name gets the descriptor's mode. The mask is the whole process's: a directory that another thread
-        # made meanwhile would be one that nobody can enter.
-        os.fchmod(made.fileno(), 0o600)
-        made.bind(str(path))
-        return
-    before = os.umask(0o177)
-    try:
-        made.bind(str(path))
-    finally:
-        os.umask(before)
+    # The name gets the descriptor's mode. The mask is the whole process's: a directory that another thread
+    # made meanwhile would be one that nobody can enter.
+    os.fchmod(made.fileno(), 0o600)
+    made.bind(str(path))
 
 
 def _answers(path: Path) -> bool:

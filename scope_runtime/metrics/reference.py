@@ -10,26 +10,19 @@ import itertools
 import sys
 from pathlib import Path
 
+from scope_runtime.generated import DOCS, write_or_check
 from scope_runtime.metrics.families import FAMILIES, Family, Type
 from scope_runtime.telemetry import names
 
-PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+PAGE = DOCS / "observability.md"
 TEMPLATE = Path(__file__).with_name("reference.md.in")
 
 
 def main(arguments: list[str]) -> int:
     """Writes the page, or with ``--check`` says whether it is up to date."""
-    page = render()
-    if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-            return 0
-        sys.stderr.write(f"{PAGE} is not what the metrics say; write it with `make docs`\n")
-        return 1
-    if arguments:
-        sys.stderr.write("usage: python -m scope_runtime.metrics.reference [--check]\n")
-        return 2
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
+    return write_or_check(
+        PAGE, render(), "the metrics say", "scope_runtime.metrics.reference", arguments
+    )
 
 
 def render() -> str:

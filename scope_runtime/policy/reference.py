@@ -14,26 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from scope_runtime.errors import PolicyErrors
+from scope_runtime.generated import DOCS, write_or_check
 from scope_runtime.policy.load import parse_policy
 from scope_runtime.policy.schema import schema
 
-PAGE = Path(__file__).parents[2] / "docs" / "policy.md"
+PAGE = DOCS / "policy.md"
 TEMPLATE = Path(__file__).with_name("reference.md.in")
 
 
 def main(arguments: list[str]) -> int:
     """Writes the page, or with ``--check`` says whether it is up to date."""
-    page = render()
-    if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-            return 0
-        sys.stderr.write(f"{PAGE} is not what the schema says; write it with `make docs`\n")
-        return 1
-    if arguments:
-        sys.stderr.write("usage: python -m scope_runtime.policy.reference [--check]\n")
-        return 2
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
+    return write_or_check(
+        PAGE, render(), "the schema says", "scope_runtime.policy.reference", arguments
+    )
 
 
 def render() -> str:

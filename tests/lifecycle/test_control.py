@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import stat
-import sys
 from pathlib import Path
 
 import httpx
@@ -47,7 +46,6 @@ def test_a_socket_that_somebody_serves_at_is_not_taken_over(site: Site) -> None:
         assert socket_of(site).is_socket()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name has no other way to its mode")
 def test_a_socket_is_made_without_a_moment_of_another_mask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
