@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from scope_runtime.errors import Location, UsageError
 from scope_runtime.lifecycle.address import Address
@@ -86,6 +87,29 @@ def _answers(path: Path) -> bool:
         return True
 
 
+def listening(
+    app: ASGIApp, protocol: type[asyncio.Protocol] | str = "h11", *, log_level: str | None = None
+) -> uvicorn.Config:
+    """How each of our listeners serves: no lifespan, nothing logged by itself, 5 s to end in.
+
+    Args:
+        protocol: how uvicorn reads HTTP.
+        log_level: of uvicorn's loggers, which are the whole process's; None leaves it.
+    """
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=log_level,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
 class Served:
     """An application served at a socket, on a thread of its own.
 
@@ -102,17 +126,7 @@ class Served:
         protocol: type[asyncio.Protocol] | str = "h11",
     ) -> None:
         self._socket = at
-        config = uvicorn.Config(
-            app,
-            http=protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(listening(app, protocol))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.control import peer_protocol
-from scope_runtime.lifecycle.listen import tcp_socket, unix_socket
+from scope_runtime.lifecycle.listen import listening, tcp_socket, unix_socket
 from scope_runtime.serve.admin import Control, admin_app
 from scope_runtime.serve.app import public_app
 from scope_runtime.serve.ask import Engine
@@ -127,19 +127,7 @@ class _Process:
     def _listener(
         self, app: ASGIApp, at: socket.socket, protocol: type[H11Protocol]
     ) -> tuple[uvicorn.Server, asyncio.Task[None]]:
-        config = uvicorn.Config(
-            app,
-            http=protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=5,
-        )
-        server = _Quiet(config)
+        server = _Quiet(listening(app, protocol, log_level="error"))
         return server, asyncio.ensure_future(server.serve(sockets=[at]))
 
     async def _live(self, public: socket.socket, admin: socket.socket | None) -> None:
