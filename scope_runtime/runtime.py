@@ -21,6 +21,7 @@ from scope_runtime.llama.embedding import Embedder, Embedding
 from scope_runtime.llama.engine import Began, Engine, Generation
 from scope_runtime.llama.parallel import Parallel
 from scope_runtime.llama.probe import Proof
+from scope_runtime.llama.room import beyond_training
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.single import Single
 from scope_runtime.metrics.collect import engine_reader
@@ -169,9 +170,9 @@ class Runtime:
                     self,
                     self.model_digest,
                 )
-            self.record(
-                "start", Kind.RUNTIME, model=str(model), attach=list(self._engine.proof.words)
-            )
+            said = {"notes": list(self.notes)} if self.notes else {}
+            words = list(self._engine.proof.words)
+            self.record("start", Kind.RUNTIME, model=str(model), attach=words, **said)
             if not follows and (policy is None or isinstance(policy, (str, Path))):
                 self.set_policy(policy)
             else:
@@ -268,6 +269,13 @@ class Runtime:
     def proof(self) -> Proof:
         """Which attach points were seen to work on this model."""
         return self._engine.proof
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever opened the model should know of it, in words."""
+        context = self._engine.context
+        note = beyond_training(context.info, context.options.n_ctx)
+        return (note,) if note else ()
 
     @property
     def shape(self) -> ModelShape:

@@ -161,6 +161,9 @@ def run(
         ) as runtime,
     ):
         progress(1.0)
+        if not (quiet or as_json):
+            for note in runtime.notes:
+                print(f"note: {note}", file=sys.stderr)
         if compare:
             _compare(runtime, policy, request, as_json=as_json, quiet=quiet)
         else:

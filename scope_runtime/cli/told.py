@@ -1,4 +1,4 @@
-"""What becomes of the policies, a line on stderr each: what an operator reads first is what the process says."""
+"""What is to be said of the model, and what becomes of the policies: a line on stderr each, for an operator to read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ class Told:
     def write(self, events: Sequence[Event]) -> None:
         with suppress(OSError, ValueError):
             for event in events:
-                if event.kind is Kind.POLICY:
-                    for line in lines(event.record()):
-                        print(line, file=sys.stderr, flush=True)
+                for line in _said(event):
+                    print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
+
+
+def _said(event: Event) -> Iterator[str]:
+    if event.kind is Kind.POLICY:
+        yield from lines(event.record())
+    elif event.kind is Kind.RUNTIME and event.what == "start":
+        yield from (f"note: {note}" for note in event.detail.get("notes", ()))
 
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:

@@ -57,7 +57,12 @@ def _check_path(path: Path, root: Path | None, *, files: bool) -> list[Verdict]:
         inside = policy_files(path)
         if not inside:
             raise UsageError("no policy in the directory", found=str(path), expected="*.yaml")
-        return check_together(inside, root, files=files)
+        configs = [file for file in inside if is_config(file)]
+        policies = [file for file in inside if file not in configs]
+        return [
+            *(check_together(policies, root, files=files) if policies else ()),
+            *(verdict for config in configs for verdict in check_config(config, files=files)),
+        ]
     if not path.exists():
         raise UsageError("no such file or directory", found=str(path))
     if is_config(path):
@@ -182,6 +187,10 @@ def _shape(
     except ScopeError as error:
         errors.append(error)
         return None
+    from scope_runtime.llama.room import beyond_training
+
+    if note := beyond_training(info, config.n_ctx):
+        warnings.append(LintWarning("context", note, config.where("spec.model.ctx")))
     return ModelShape(info.architecture, info.n_layer, info.n_embd)
 
 

@@ -51,6 +51,15 @@ _ENCODERS = frozenset(
         "wavtokenizer-dec",
     )
 )
+_NOT_ALL_KEPT = (  # recurrent blocks, sliding windows, keys and values that are compressed or shared
+    "ssm.",
+    "wkv.",
+    "shortconv.",
+    "full_attention_interval",
+    "attention.sliding_window",
+    "attention.kv_lora_rank",
+    "attention.shared_kv_layers",
+)
 _DIFFUSION = frozenset(("dream", "llada", "llada-moe", "rnd1"))
 
 
@@ -68,6 +77,7 @@ class ModelInfo:
         n_embd: width of the residual stream.
         n_vocab: None, if the file has no vocabulary.
         n_ctx_train: context length that the model was trained with.
+        kv_bytes: what a token's keys and values take in a context (F16); None, if the header does not say.
         file_bytes: of all parts together.
         quantization: types of the weights, the one that takes most bytes first: ``Q4_K, Q6_K,
             F32``.
@@ -84,6 +94,7 @@ class ModelInfo:
     n_embd: int
     n_vocab: int | None
     n_ctx_train: int | None
+    kv_bytes: int | None
     file_bytes: int
     quantization: str
     chat_template: str | None
@@ -114,17 +125,19 @@ def check_model(path: str | Path) -> ModelInfo:
     n_embd = keys.integer(f"{architecture}.embedding_length")
     if not 1 <= n_embd <= 1 << 20:
         keys.fail("the width is absurd", found=str(n_embd), expected=f"1 to {1 << 20}")
+    n_layer = keys.integer(f"{architecture}.block_count") - n_mtp
     n_vocab = header.array_lengths.get(TOKENS)
     return ModelInfo(
         path=str(path),
         files=tuple(part.path for part in parts),
         architecture=architecture,
         name=keys.optional_text("general.name"),
-        n_layer=keys.integer(f"{architecture}.block_count") - n_mtp,
+        n_layer=n_layer,
         n_mtp_layers=n_mtp,
         n_embd=n_embd,
         n_vocab=n_vocab or keys.optional_integer(f"{architecture}.vocab_size"),
         n_ctx_train=keys.optional_integer(f"{architecture}.context_length"),
+        kv_bytes=_kv_bytes(keys, architecture, n_layer, n_embd),
         file_bytes=sum(part.file_bytes for part in parts),
         quantization=_quantization(parts),
         chat_template=keys.optional_text("tokenizer.chat_template"),
@@ -200,6 +213,25 @@ def _fail_as(keys: Keys, name: str) -> NoReturn:
     what, hint = _NO_MODEL[name]
     location = Location(keys.header.path)
     raise ModelError("not a model", location=location, found=what, hint=hint)
+
+
+def _kv_bytes(keys: Keys, architecture: str, n_layer: int, n_embd: int) -> int | None:
+    """Only where every block keeps every token, and its heads' own keys and values."""
+    said = {*keys.header.values, *keys.header.array_lengths}
+    if any(key.startswith(f"{architecture}.{part}") for key in said for part in _NOT_ALL_KEPT):
+        return None
+    counts = [f"{architecture}.attention.{name}" for name in ("head_count_kv", "head_count")]
+    if any(key in keys.header.array_lengths for key in counts):
+        return None
+    n_kv, n_head = (keys.optional_integer(key) for key in counts)
+    if n_head is None or not 1 <= n_head <= n_embd:
+        return None
+    widths = (
+        keys.optional_integer(f"{architecture}.attention.{name}") or n_embd // n_head
+        for name in ("key_length", "value_length")
+    )
+    n_bytes = 2 * n_layer * (n_head if n_kv is None else n_kv) * sum(widths)
+    return n_bytes if n_bytes > 0 else None
 
 
 def _other_parts(keys: Keys) -> list[Header]:

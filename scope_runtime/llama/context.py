@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scope_runtime.errors import HookError, ModelError, UsageError
 from scope_runtime.llama import library
 from scope_runtime.llama.checks import ModelInfo, check_model
+from scope_runtime.llama.room import check_room
 from scope_runtime.native.abi import ATTACH_COLUMNS
 from scope_runtime.native.hook import Hook
 from scope_runtime.types import ModelShape
@@ -87,6 +88,8 @@ class Context:
         self.lock = threading.RLock()
         self.llama = library.load()
         self._api = self.llama.api
+        if not (options.n_gpu_layers and self._api.llama_supports_gpu_offload()):
+            check_room(self.info, options.n_ctx * options.n_seq_max)
         self._model: Any = None
         self._vocab: Any = None
         self.n_vocab: int = 0

@@ -12,6 +12,7 @@ import pytest
 from scope_runtime.cli.main import main
 from scope_runtime.lifecycle.config import changes, load_config, settings
 from scope_runtime.lifecycle.types import Options
+from scope_runtime.llama.checks import check_model
 from tests.conftest import Tiny
 
 MUTES = """\
@@ -134,6 +135,36 @@ def test_what_is_wrong_with_a_configuration_has_its_place(
     code, out = check("check", "scope.yaml")
     assert code == 1
     assert said in out
+
+
+def test_a_configuration_in_a_directory_is_no_policy(check: Check) -> None:
+    alone = check("check", "scope.yaml")
+    assert alone[0] == 1
+    assert check("check", ".") == alone
+    for path in Path("policies").iterdir():
+        if path.name != "b.yaml":
+            path.rename(path.name)
+    Path("policies").rename("elsewhere")
+    Path("scope.yaml").write_text(CONFIG.replace("cy: {path: policies", "cy: {path: a.yaml"))
+    code, out = check("check", ".")
+    assert code == 0, out
+    policy, config = out.splitlines()
+    assert policy.startswith("a.yaml: ok: a sha256:")
+    assert config == "scope.yaml: ok: a runtime's configuration"
+
+
+def test_a_context_beyond_the_training_is_a_warning(check: Check) -> None:
+    Path("policies/b.yaml").unlink()
+    n_ctx_train = check_model("model.gguf").n_ctx_train
+    assert n_ctx_train is not None
+    Path("scope.yaml").write_text(CONFIG.replace("ctx: 512", f"ctx: {n_ctx_train}"))
+    assert check("check", "scope.yaml")[0] == 0
+    Path("scope.yaml").write_text(CONFIG.replace("ctx: 512", f"ctx: {n_ctx_train + 1}"))
+    code, out = check("check", "scope.yaml")
+    assert code == 3
+    assert (
+        f"scope.yaml:4:34: warning: a context of {n_ctx_train + 1:,} tokens is longer than" in out
+    )
 
 
 def test_policies_are_held_against_the_model_that_is_configured(check: Check) -> None:
