@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": Entry("explain", "explain", "Print what a policy compiles to on a model."),
     "test": Entry("test", "run_cases", "Run the tests that lie beside policies."),
     "record": Entry("record", "record", "Record residuals, for tests without the model."),
+    "find": Entry("find", "find", "Find the features that a behaviour hangs on."),
     "diff": Entry("diff", "diff", "Say what changes from one policy to another."),
     "run": Entry("run", "run", "Generate an answer under a policy."),
     "bench": Entry("bench", "bench", "Measure tokens a second with a policy on and off."),

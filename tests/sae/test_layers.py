@@ -115,7 +115,7 @@ def test_what_a_person_writes(spec: str, path: str, layers: tuple[int, ...] | No
     ("spec", "error", "message"),
     [
         ("{EXAMPLE}:5-3", UsageError, "the layers run backwards; found '5-3'; expected FIRST-LAST"),
-        ("{EXAMPLE}:1", PackError, "{EXAMPLE}: layer 1 is not in the set; expected one of 3"),
+        ("{EXAMPLE}:1", PackError, "{EXAMPLE}: layer 1 is not in the set; expected one of 2, 3"),
         ("{EXAMPLE}/nothing", PackError, "{EXAMPLE}/nothing: no such file or folder"),
         (
             "{FIXTURES}/repeng/ours.gguf",

@@ -1,0 +1,294 @@
+"""Find the features behind a behaviour: from texts that show it and texts that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_runtime.errors import ModelError, PackError
+from scope_runtime.inspect.groups import correlation, cosines, group_numbers, grouped
+from scope_runtime.inspect.rank import DEFAULTS, Criteria, RankedFeature, Ranking, rank
+from scope_runtime.inspect.sample import Pool, Sample, sample
+from scope_runtime.inspect.texts import Words, tokenised, words_of
+from scope_runtime.inspect.vocabulary import OutputHead, Push, pushed
+from scope_runtime.pack_types import F32Array, layer_name
+from scope_runtime.sae.layers import SaeLayers
+
+if TYPE_CHECKING:
+    from converters.texts import Text
+    from scope_runtime.files import Progress
+    from scope_runtime.llama.checks import ModelInfo
+    from scope_runtime.llama.context import Context
+
+N_CONTEXTS = 4
+N_AROUND = 8
+N_PUSHES = 8
+
+Report = Callable[[str], "Progress | None"]
+"""Told what is being done now; gives back whom to tell how far it has come."""
+
+
+def _quiet(_: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInContext:
+    """A token at which a feature is strong.
+
+    Attributes:
+        text: number of the text, from 0, positive ones first.
+        position: of the token in it.
+        positive: whether that text is.
+    """
+
+    text: int
+    position: int
+    positive: bool
+    activation: float
+    before: str
+    token: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFeature:
+    """A feature with all that helps a person to say what it is.
+
+    Attributes:
+        rank: how it did; see `RankedFeature`.
+        group: number of its group, from 0; groups are in the order of their first features.
+        label: from the SAE's own source, perhaps empty.
+        contexts: where it is strongest, at most one token a text.
+        favours: tokens that its direction makes more likely; empty where the head cannot be read.
+        disfavours: tokens that it makes less likely.
+        peak: largest activation at any token of the texts.
+        threshold: between its largest activation in negative texts and its middle peak in positive
+            ones, which is where an alert may begin.
+    """
+
+    rank: RankedFeature
+    group: int
+    label: str
+    contexts: tuple[TokenInContext, ...]
+    favours: tuple[Push, ...]
+    disfavours: tuple[Push, ...]
+    peak: float
+    threshold: float
+
+    @property
+    def name(self) -> str:
+        """``LAYER:ID``, as commands take it."""
+        return f"{layer_name(self.rank.layer)}:{self.rank.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `find` found.
+
+    Attributes:
+        features: candidates, the best first.
+        ranking: what they were chosen from and held against.
+        at: which tokens of a text counted.
+        n_positive: texts that show the behaviour.
+        n_negative: texts that do not.
+        n_latents: of all layers together.
+        layers: that were looked at.
+        notes: what could not be done, in sentences.
+    """
+
+    features: tuple[FoundFeature, ...]
+    ranking: Ranking
+    at: Pool
+    n_positive: int
+    n_negative: int
+    n_latents: int
+    layers: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[tuple[FoundFeature, ...], ...]:
+        """Features that belong together, the group of the best first."""
+        n = 1 + max((each.group for each in self.features), default=-1)
+        return tuple(tuple(f for f in self.features if f.group == number) for number in range(n))
+
+    def is_significant(self, feature: FoundFeature) -> bool:
+        """Whether chance does not explain it."""
+        return feature.rank in self.ranking.significant
+
+
+def encode_kinds(
+    context: Context,
+    saes: SaeLayers,
+    positive: Sequence[Text],
+    negative: Sequence[Text],
+    *,
+    chat: bool = False,
+    progress: Progress | None = None,
+) -> Sample:
+    """Reads texts of two kinds and encodes each of their tokens with every layer.
+
+    Raises:
+        UsageError: a kind without texts, or a text that is too long or has no tokens.
+        HookError: residuals did not arrive for every token.
+    """
+    from scope_runtime.sae import encode_texts
+
+    tokens = tokenised(context, [*positive, *negative], chat=chat)
+    encoded = []
+    for text in encode_texts(context, tokens, saes):
+        encoded.append((text.tokens, text.active))
+        if progress:
+            progress(len(encoded), len(tokens))
+    return sample(encoded, [True] * len(positive) + [False] * len(negative))
+
+
+def find(
+    model: str | Path,
+    sae: str | Path | SaeLayers,
+    positive: Sequence[Text],
+    negative: Sequence[Text],
+    *,
+    at: Pool | str = Pool.MAX,
+    chat: bool = False,
+    criteria: Criteria = DEFAULTS,
+    n_ctx: int = 1024,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    report: Report = _quiet,
+) -> Found:
+    """Finds the features that tell texts with a behaviour from texts without it.
+
+    Each half of the texts chooses candidates, which the other half judges; see `rank`.
+
+    Args:
+        model: GGUF file.
+        sae: ``PATH`` or ``PATH:LAYERS`` of whole SAE layers.
+        positive: texts that show the behaviour.
+        negative: texts that do not, and are like them otherwise.
+        at: which tokens count; see `Pool`.
+        chat: plain texts are user's messages.
+        criteria: how many candidates, and how sure to be.
+        n_ctx: most tokens of a text.
+        n_threads: of llama.cpp.
+        n_gpu_layers: blocks on the GPU.
+        report: told what is being done.
+
+    Raises:
+        ModelError: the model cannot be used.
+        PackError: the SAEs cannot be used, or are not of this model.
+        UsageError: the texts cannot be used.
+    """
+    from scope_runtime.llama.capture import capturing
+    from scope_runtime.llama.checks import check_model
+
+    at = Pool(at)
+    saes = sae if isinstance(sae, SaeLayers) else SaeLayers.open(sae)
+    info = check_model(model)
+    saes.check_fits(info)
+    loading = report(f"loading {Path(model).name}")
+    with capturing(
+        model,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        progress=loading and (lambda share: loading(int(1000 * share), 1000)),
+    ) as context:
+        reading = report("reading texts")
+        read = encode_kinds(context, saes, positive, negative, chat=chat, progress=reading)
+        report("ranking features")
+        ranking = rank(read.pooled(at), read.positive, criteria)
+        return _explained(ranking, read, saes, info, words_of(context), at, report)
+
+
+def _explained(
+    ranking: Ranking,
+    read: Sample,
+    saes: SaeLayers,
+    info: ModelInfo,
+    words: Words,
+    at: Pool,
+    report: Report,
+) -> Found:
+    chosen = [(each.layer, each.id) for each in ranking.features]
+    activations = read.activations(chosen)
+    notes = list(dict.fromkeys(note for layer in saes for note in layer.notes))
+    directions, without = _directions(saes, chosen)
+    notes += without
+    pushes: list[tuple[tuple[Push, ...], tuple[Push, ...]]] = [((), ())] * len(chosen)
+    try:
+        head = OutputHead(info)
+        scores = head.scores(directions, report("reading the output head"))
+        pushes = [
+            pushed(row, N_PUSHES, words) if direction.any() else ((), ())
+            for row, direction in zip(scores, directions, strict=True)
+        ]
+    except ModelError as reason:
+        notes.append(f"no vocabulary: {reason}")
+    peaks = np.maximum.reduceat(activations, read.starts[:-1], axis=0)
+    group = group_numbers(grouped(correlation(activations), cosines(directions)))
+    labels = {layer.layer: layer.labels for layer in saes}
+    features = tuple(
+        FoundFeature(
+            each,
+            group[i],
+            labels[each.layer].get(each.id, ""),
+            tuple(_contexts(read, activations[:, i], words)),
+            *pushes[i],
+            float(activations[:, i].max()),
+            float(np.median(peaks[read.positive, i]) + peaks[~read.positive, i].max()) / 2,
+        )
+        for i, each in enumerate(ranking.features)
+    )
+    n_positive = int(read.positive.sum())
+    return Found(
+        features,
+        ranking,
+        at,
+        n_positive,
+        read.n_texts - n_positive,
+        sum(layer.d_sae for layer in saes),
+        saes.layers,
+        tuple(notes),
+    )
+
+
+def _directions(saes: SaeLayers, features: Sequence[tuple[int, int]]) -> tuple[F32Array, list[str]]:
+    """Directions, of a feature that its pack does not hold zeros, and a note on those."""
+    width = saes.layer(saes.layers[0]).width
+    out = np.zeros((len(features), width), np.float32)
+    missing = []
+    for i, (layer, id) in enumerate(features):
+        try:
+            out[i] = saes.layer(layer).decoder([id])[0]
+        except PackError:
+            missing.append(f"{layer_name(layer)}:{id}")
+    if not missing:
+        return out, []
+    return out, [
+        f"no vocabulary for {', '.join(missing)}: {saes.path} does not hold their directions"
+    ]
+
+
+def _contexts(read: Sample, activation: F32Array, words: Words) -> Iterable[TokenInContext]:
+    """The strongest token of each of the texts where a feature is strongest."""
+    peaks = np.maximum.reduceat(activation, read.starts[:-1])
+    for text in np.argsort(-peaks, kind="stable")[:N_CONTEXTS].tolist():
+        first, after = int(read.starts[text]), int(read.starts[text + 1])
+        place = first + int(np.argmax(activation[first:after]))
+        if activation[place] <= 0:
+            return
+
+        yield TokenInContext(
+            text,
+            place - first,
+            bool(read.positive[text]),
+            float(activation[place]),
+            words(read.tokens[max(first, place - N_AROUND) : place].tolist()),
+            words([int(read.tokens[place])]),
+            words(read.tokens[place + 1 : min(after, place + 1 + N_AROUND)].tolist()),
+        )
