@@ -1,10 +1,12 @@
-"""Many short requests of two tenants while policies reload and clients hang up; every answer against its record.
+"""Many short requests under mixed policies while these reload and clients hang up; every answer against its record.
 
-python -m tests.serve.soak 10000
+python -m tests.serve.soak --requests 10000 --parallel 4
+python -m tests.serve.soak --requests 10000 --engine llama-server
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -12,6 +14,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,29 @@ CLIENTS = 8
 RELOAD_S = 0.2
 HANG_UP = 0.05
 PROMPTS = ("the sea is", "The river", "a small city")
+GROWTH = 0.1
+"""Of the resident memory after the first fifth: what may come on top until the end."""
+
+POLICY = """\
+apiVersion: scope/v1
+kind: SteeringPolicy
+metadata: {{name: {name}, generation: {generation}}}
+spec:
+  model: {{architecture: qwen3, layers: 4, width: 256}}
+  selector: {selector}
+  features:
+    f: {{pack: packs/tiny-qwen3.gguf, layer: 3, id: {feature}}}
+  rules:
+    - {{name: {name}, amplify: f, alpha: {alpha}, when: {{phase: {phase}}}}}
+"""
+POLICIES = (
+    ("of-acme", "{tenant: acme}", 767, "prompt"),
+    ("of-globex", "{tenant: globex}", 28, "generation"),
+    ("of-search", "{team: search}", 843, "generation"),
+)
+TEAMS = ("", "team=search", "team=travel")
+
+Record = dict[str, Any]
 
 
 @dataclass
@@ -32,30 +58,103 @@ class Seen:
 
     Attributes:
         answers: request id to what the response said of the policies.
+        n_reused: request id to the prompt tokens that the response said were not computed.
         failed: whatever was no answer and no hang-up.
-        rss_mib: of the server, before and after.
+        rss_mib: of the server and its children, at every tenth of the requests.
     """
 
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, Record] = field(default_factory=dict)
+    n_reused: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     n_hung_up: int = 0
     n_reloads: int = 0
     rss_mib: list[int] = field(default_factory=list)
 
-    def wrong(self, records: list[dict[str, Any]]) -> list[str]:
-        """Requests whose response and record differ, or that have not exactly one record."""
-        spans: dict[str, list[Any]] = {}
-        for record in records:
-            if record["what"] == "summary":
-                spans.setdefault(record["request_id"], []).append(record["revisions"])
-        return [
-            name for name, told in self.answers.items() if spans.get(name) != [told["revisions"]]
-        ]
-
     @property
     def n_mixed(self) -> int:
         """Answers whose policies changed under way."""
         return sum(len(told["revisions"]) > 1 for told in self.answers.values())
+
+    @property
+    def grew(self) -> bool:
+        """Whether memory was not flat."""
+        return self.rss_mib[-1] > self.rss_mib[2] * (1 + GROWTH)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What must be empty, by request id.
+
+    Attributes:
+        untrue: the response's spans are not those of the one record of it.
+        overlapping: a position under two revisions, or under none.
+        unknown: a revision that was never in force.
+        foreign: began on KV that another program had computed.
+    """
+
+    untrue: list[str]
+    overlapping: list[str]
+    unknown: list[str]
+    foreign: list[str]
+
+    @property
+    def any(self) -> bool:
+        return bool(self.untrue or self.overlapping or self.unknown or self.foreign)
+
+
+def faults(seen: Seen, records: Sequence[Record]) -> Faults:
+    """Holds what clients were told, and what is on record, against each other."""
+    summaries = [record for record in records if record["what"] == "summary"]
+    by_id: dict[str, list[Record]] = {}
+    for record in summaries:
+        by_id.setdefault(record["request_id"], []).append(record)
+    in_force = {record["revision"] for record in records if record["what"] in ("swapped", "loaded")}
+    untrue = []
+    for name, told in seen.answers.items():
+        mine = by_id.get(name, [])
+        if (
+            len(mine) != 1
+            or mine[0]["revisions"] != told["revisions"]
+            or mine[0]["n_reused"] != seen.n_reused[name]
+        ):
+            untrue.append(name)
+    return Faults(
+        untrue=untrue,
+        overlapping=[r["request_id"] for r in summaries if not _in_order(r)],
+        unknown=[
+            r["request_id"]
+            for r in summaries
+            if not {span["revision"] for span in r["revisions"]} <= in_force
+        ],
+        foreign=list(_foreign(summaries)),
+    )
+
+
+def _in_order(record: Record) -> bool:
+    starts = [span["from_position"] for span in record["revisions"]]
+    return starts == sorted(set(starts)) and (not starts or starts[0] == 0)
+
+
+def _foreign(summaries: Sequence[Record]) -> Iterator[str]:
+    """Requests that took over KV of positions which the sequence's last request had under another program.
+
+    A program is told by its revision and the rules that a request does not get of it.
+    """
+    before: dict[int, Record] = {}
+    for record in summaries:
+        last = before.get(record["sequence"])
+        n = record["n_reused"]
+        if n:
+            theirs = _programs(last, n) if last is not None else {None}
+            if theirs != _programs(record, n) or len(theirs) != 1:
+                yield record["request_id"]
+        before[record["sequence"]] = record
+
+
+def _programs(record: Record, n: int) -> set[Any]:
+    """What the first ``n`` positions were computed under."""
+    absent = tuple(sorted(record.get("left_out", {}).items()))
+    return {(s["revision"], absent) for s in record["revisions"] if s["from_position"] < n}
 
 
 async def _ask(client: httpx.AsyncClient, number: int, seen: Seen) -> None:
@@ -65,8 +164,9 @@ async def _ask(client: httpx.AsyncClient, number: int, seen: Seen) -> None:
         "prompt": f"{chance.choice(PROMPTS)} {chance.randrange(3)}",
         "max_tokens": chance.randrange(1, 12),
         "stream": chance.random() < 0.5,
+        "stream_options": {"include_usage": True},
     }
-    head = {"x-request-id": name}
+    head = {"x-request-id": name, "x-scope-labels": chance.choice(TEAMS)}
     if chance.random() < HANG_UP:
         seen.n_hung_up += 1
         asked |= {"stream": True, "max_tokens": 50}
@@ -75,83 +175,138 @@ async def _ask(client: httpx.AsyncClient, number: int, seen: Seen) -> None:
                 async for _ in stream.aiter_lines():
                     break
         return
-    response = await client.post("/completions", json=asked, headers=head)
+    try:
+        response = await client.post("/completions", json=asked, headers=head)
+    except httpx.HTTPError as error:
+        seen.failed.append(f"{name}: {error!r}")
+        return
     if response.status_code != 200:
         seen.failed.append(f"{name}: {response.status_code} {response.text}")
-    elif asked["stream"]:
-        *_, last, end = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
-        if end == "[DONE]":
-            seen.answers[name] = json.loads(last)["scope"]
-        else:
+        return
+    last = response.text
+    if asked["stream"]:
+        *_, last, end = [line.removeprefix("data: ") for line in last.splitlines() if line]
+        if end != "[DONE]":
             seen.failed.append(f"{name}: {end}")
-    else:
-        seen.answers[name] = response.json()["scope"]
+            return
+    told = json.loads(last)
+    seen.answers[name] = told["scope"]
+    seen.n_reused[name] = told["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def policy(number: int, generation: int) -> str:
+    """The text of one of the policies; each generation pushes a little differently."""
+    name, selector, feature, phase = POLICIES[number]
+    return POLICY.format(
+        name=name,
+        generation=generation,
+        selector=selector,
+        feature=feature,
+        phase=phase,
+        alpha=1 + generation % 7,
+    )
 
 
 async def _reload(server: Server, seen: Seen) -> None:
-    policy = server.folder / "policies" / "english-only.yaml"
-    text = policy.read_text(encoding="utf-8")
     while True:
         seen.n_reloads += 1
-        new = policy.with_name(".new")
-        generation = f"generation: {seen.n_reloads + 1}"
-        new.write_text(text.replace("generation: 1", generation), encoding="utf-8")
-        new.rename(policy)
+        number = seen.n_reloads % len(POLICIES)
+        path = server.folder / "policies" / f"{POLICIES[number][0]}.yaml"
+        new = path.with_name(".new")
+        new.write_text(policy(number, seen.n_reloads + 1), encoding="utf-8")
+        new.rename(path)
         await asyncio.sleep(RELOAD_S)
 
 
 def _rss_mib(pid: int) -> int:
+    """Of a process and its children."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
+    mine = next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return mine + sum(_rss_mib(int(child)) for child in children)
 
 
 async def soak(server: Server, n_requests: int) -> Seen:
     """Asks, reloads and hangs up; a server that answers nothing any more ends it by a time limit of each request."""
     seen = Seen()
     numbers = iter(range(n_requests))
+    looks = {n_requests * tenth // 10 for tenth in range(10)}
 
     async def client(key: str) -> None:
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=120) as one:
             for number in numbers:
-                if number in (n_requests // 10, n_requests - 1):
+                if number in looks:
                     seen.rss_mib.append(_rss_mib(server.process.pid))
                 await _ask(one, number, seen)
 
     reloading = asyncio.ensure_future(_reload(server, seen))
     try:
         await asyncio.gather(*(client(key) for key in (USER, OTHER) for _ in range(CLIENTS // 2)))
+        seen.rss_mib.append(_rss_mib(server.process.pid))
     finally:
         reloading.cancel()
         await asyncio.gather(reloading, return_exceptions=True)
     return seen
 
 
-def furnished(folder: Path) -> Path:
-    """A site whose answers are computed four at a time."""
+def furnished(folder: Path, parallel: int = 4) -> Path:
+    """A site with a policy for each of two tenants and one for a team of both."""
     assert "parallel: 2" in CONFIG
-    furnish(folder, CONFIG.replace("parallel: 2", "parallel: 4"))
+    furnish(folder, CONFIG.replace("parallel: 2", f"parallel: {parallel}"))
+    (folder / "policies" / "english-only.yaml").unlink()
+    for number, (name, *_) in enumerate(POLICIES):
+        text = policy(number, 1)
+        (folder / "policies" / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
 
 
-def main(n_requests: int) -> int:
+def over_llama_server(parallel: int) -> tuple[str, ...]:
+    """Arguments of ``scope serve`` that have a stock llama-server compute."""
+    from tests.support.stock_server import server_path
+
+    engine = ("--config", "scope.yaml", "--engine", "llama-server")
+    sizes = ("-np", str(parallel), "-c", str(512 * parallel), "-t", "1")
+    return (*engine, "--llama-server", str(server_path()), "--", *sizes, "--no-repack")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs it and prints what came of it; 1 if something is not as it must be."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--parallel", type=int, default=4)
+    parser.add_argument("--engine", choices=("embedded", "llama-server"), default="embedded")
+    options = parser.parse_args(arguments)
+    command = over_llama_server(options.parallel) if options.engine == "llama-server" else ()
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(furnished(Path(folder) / "site")) as server,
+        serving(furnished(Path(folder) / "site", options.parallel), *command) as server,
     ):
-        seen = asyncio.run(soak(server, n_requests))
+        seen = asyncio.run(soak(server, options.requests))
         ended = server.stop()
-        wrong = seen.wrong(server.records())
+        records = server.records()
+    found = faults(seen, records)
+    revisions = sum(record["what"] == "swapped" for record in records)
+    reused = sum(1 for n in seen.n_reused.values() if n)
     sys.stdout.write(
-        f"{len(seen.answers)} answers and {seen.n_hung_up} hang-ups in {time.monotonic() - began:.0f} s, "
-        f"{seen.n_reloads} reloads, {seen.n_mixed} answers under two revisions or more\n"
-        f"failed: {len(seen.failed)}; spans that differ from the record: {len(wrong)}; "
-        f"memory {' then '.join(map(str, seen.rss_mib))} MiB; exit code {ended}\n"
+        f"{options.engine}, {options.parallel} side by side: {len(seen.answers)} answers and "
+        f"{seen.n_hung_up} hang-ups in {time.monotonic() - began:.0f} s; {seen.n_reloads} changed files, "
+        f"{revisions} taken up; {seen.n_mixed} answers under two revisions or more, "
+        f"{reused} on kept KV\n"
+        f"failed: {len(seen.failed)}; spans unlike the record: {len(found.untrue)}; "
+        f"positions under two revisions: {len(found.overlapping)}; "
+        f"unknown revisions: {len(found.unknown)}; "
+        f"on another program's KV: {len(found.foreign)}\n"
+        f"memory {' '.join(map(str, seen.rss_mib))} MiB: {'NOT flat' if seen.grew else 'flat'}; "
+        f"exit code {ended}\n"
     )
-    return int(bool(seen.failed or wrong or ended))
+    for line in (*seen.failed[:5], *(f"{name}: {getattr(found, name)[:5]}" for name in _NAMES)):
+        sys.stdout.write(f"{line}\n")
+    return int(bool(seen.failed or found.any or seen.grew or ended))
 
+
+_NAMES = tuple(Faults.__dataclass_fields__)
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main())
