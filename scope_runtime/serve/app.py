@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from scope_runtime.errors import ScopeError
+from scope_runtime.serve.documented import (
+    REFUSED,
+    Alive,
+    ChatAnswer,
+    CompletionAnswer,
+    ModelCard,
+    ModelList,
+    Readiness,
+    VectorsAnswer,
+    answered,
+)
 from scope_runtime.serve.errors import ApiError, JsonResponse, internal, refused
 from scope_runtime.serve.gate import Gate
 from scope_runtime.serve.gateway import ANYBODY, Gateway, log_fault
@@ -47,7 +59,9 @@ def routes(gateway: Gateway) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=REFUSED,
     )
+    bearer = [Security(HTTPBearer(auto_error=False))] if gateway.keys.path is not None else []
     _add_errors(app)
     models = [
         {
@@ -58,35 +72,43 @@ def routes(gateway: Gateway) -> FastAPI:
         }
     ]
 
-    @app.get("/health")
+    @app.get("/health", responses=answered(Alive), response_model=None)
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={**answered(Readiness), 503: {"model": Readiness}})
     async def ready() -> Response:
         why = gateway.not_ready()
         return JsonResponse(
             {"ready": why is None, "reason": why}, status_code=200 if why is None else 503
         )
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=answered(ModelList), dependencies=bearer)
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": models}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=answered(ModelCard), dependencies=bearer)
     async def get_model(name: str) -> dict[str, Any]:
         _check_model(gateway, name)
         return models[0]
 
-    @app.post("/v1/completions")
+    @app.post(
+        "/v1/completions",
+        responses=answered(CompletionAnswer, streamed=True),
+        dependencies=bearer,
+    )
     async def complete(request: Request, wanted: CompletionRequest) -> Response:
         return await _answer(gateway, request, wanted, Completion())
 
-    @app.post("/v1/chat/completions")
+    @app.post(
+        "/v1/chat/completions",
+        responses=answered(ChatAnswer, streamed=True),
+        dependencies=bearer,
+    )
     async def chat(request: Request, wanted: ChatRequest) -> Response:
         return await _answer(gateway, request, wanted, Chat())
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses=answered(VectorsAnswer), dependencies=bearer)
     async def embeddings(request: Request, wanted: EmbeddingRequest) -> Response:
         _check_model(gateway, wanted.model)
         state = request.state

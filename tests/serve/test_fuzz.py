@@ -1,4 +1,4 @@
-"""Requests that nobody thought of, made from the server's own OpenAPI: whatever comes, no fault of the server."""
+"""Requests that nobody thought of, made from the server's own OpenAPI: whatever comes, it answers what that says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import httpx
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from scope_runtime.serve.app import routes
 from scope_runtime.serve.gateway import Gateway
@@ -17,17 +22,42 @@ from tests.serve.conftest import Server
 schema = schemathesis.openapi.from_dict(
     routes(Gateway(ServeOptions(), "tiny", KeyRing(None))).openapi()
 )
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+MOST = {"n": 2, "max_tokens": 4, "max_completion_tokens": 4}
+
+
+def cheap(case: schemathesis.Case) -> None:
+    """Sound requests for thousands of tokens cost minutes and say nothing new: their bounds have tests of their own."""
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    if case.path.endswith("completions"):
+        body.setdefault("max_tokens", MOST["max_tokens"])
+    for name, most in MOST.items():
+        if type(body.get(name)) is int:
+            body[name] = min(body[name], most)
+    for name in ("prompt", "input", "messages"):
+        if isinstance(body.get(name), list):
+            body[name] = body[name][:3]
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_request_is_a_fault_of_the_server(case: schemathesis.Case, server: Server) -> None:
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_one_that_the_server_describes(
+    case: schemathesis.Case, server: Server
+) -> None:
+    cheap(case)
     response = case.call(
         base_url=server.base_url.removesuffix("/v1"),
         headers={"authorization": f"Bearer {server.key}"},
         timeout=60,
     )
-    case.validate_response(response, checks=[not_a_server_error])
+    case.validate_response(response, checks=CHECKS)
     if response.status_code >= 400:
         error = response.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
