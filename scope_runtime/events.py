@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from scope_runtime.native.abi import RawEvent
 from scope_runtime.native.hook import Span
 from scope_runtime.policy.model import Keep
 from scope_runtime.program import Program
 from scope_runtime.types import StrEnum
+
+if TYPE_CHECKING:
+    from scope_runtime.select import ProgramSource
 
 EVENT_VERSION = 1
 EMBEDDING_TASK = "embedding"
@@ -125,10 +128,15 @@ class Sink(Protocol):
 
 
 class RequestContext(NamedTuple):
-    """What the engine knows of a running request and the hook does not."""
+    """What the engine knows of a running request and the hook does not.
+
+    Attributes:
+        trial: policies of its own, which no other request runs under.
+    """
 
     labels: Mapping[str, str]
     request_id: str
+    trial: ProgramSource | None = None
 
 
 class EventReader:
@@ -195,6 +203,8 @@ class EventReader:
             if rule is not None and rule.alert is not None:
                 detail["severity"] = str(rule.alert.severity)
                 detail["actions"] = [str(a) for a in rule.alert.actions]
+        if request is not None and request.trial is not None:
+            detail["trial"] = True
         detail |= self.digests(program)
         return Event(
             kind=kind,

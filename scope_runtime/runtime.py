@@ -26,7 +26,7 @@ from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.single import Single
 from scope_runtime.metrics.collect import engine_reader
 from scope_runtime.policy.load import load_policies
-from scope_runtime.policy.model import Apply
+from scope_runtime.policy.model import Apply, Policy
 from scope_runtime.program import Program
 from scope_runtime.records import Records
 from scope_runtime.select import ProgramSource, check_labels
@@ -56,6 +56,9 @@ class GenerateOptions(TypedDict, total=False):
         request_id: the caller's own id for the records.
         cancelled: asked before each token; True ends the answer.
         began: told once, when the prompt is computed, under which program and revisions.
+        trial: policies that this request alone runs under, instead of those in force (``compile`` makes them). It is on
+            record as any request, as a trial; alerts over all requests and drift pass it over. While steering is
+            switched off it runs under none.
     """
 
     labels: Mapping[str, str]
@@ -74,6 +77,7 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     cancelled: Callable[[], bool]
     began: Began
+    trial: ProgramSource | None
 
 
 class Runtime:
@@ -287,8 +291,14 @@ class Runtime:
         Raises:
             ScopeError: it cannot be carried out.
         """
-        loaded = load_policies(policy, root=self._policy_root) if policy is not None else ()
-        return ProgramSource(loaded, self.shape, control_vector_layers=self.control_vector_layers)
+        return self.compiled(
+            load_policies(policy, root=self._policy_root) if policy is not None else ()
+        )
+
+    def compiled(self, policies: Sequence[Policy]) -> ProgramSource:
+        """As ``compile``, for policies that are loaded already."""
+        layers = self.control_vector_layers
+        return ProgramSource(policies, self.shape, control_vector_layers=layers)
 
     def set_policy(self, policy: str | Path | None) -> Program:
         """Loads, checks, compiles and swaps in a policy; None switches steering off.
@@ -426,6 +436,7 @@ class Runtime:
             request_id=options.get("request_id"),
             cancelled=options.get("cancelled", lambda: False),
             began=options.get("began", lambda program, revisions: None),
+            trial=options.get("trial"),
         )
         if stream:
             return running

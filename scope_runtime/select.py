@@ -136,6 +136,7 @@ class ProgramSource:
         control_vector_layers: see ``compile_policy``.
         today: the clock for exceptions that lapse.
         files: packs and vectors that are open already.
+        trials: whether a request may bring policies of its own (``RequestContext.trial``); not while switched off.
 
     Attributes:
         policies: in the order of their names.
@@ -157,7 +158,9 @@ class ProgramSource:
         control_vector_layers: frozenset[int] = frozenset(),
         today: Callable[[], date] = utc_today,
         files: OpenFiles | None = None,
+        trials: bool = True,
     ) -> None:
+        self.trials = trials
         members = [policies] if isinstance(policies, Policy) else policies or ()
         self.policies = tuple(sorted(members, key=lambda policy: policy.name))
         self._shape = shape

@@ -123,7 +123,7 @@ class AlertBook:
 
     def observe(self, events: Iterable[Event]) -> None:
         """Takes what concerns alerts out of some events. Fast, never raises, waits for no I/O."""
-        found = [event for event in events if event.what in _SEEN]
+        found = [e for e in events if e.what in _SEEN and not e.detail.get("trial")]
         if not found:
             return
         with self.changed:
@@ -145,6 +145,7 @@ class AlertBook:
         for record in records:
             at = record.get("time")
             fired = record.get("kind") == Kind.ALERT and record.get("what") in _FIRED
+            fired = fired and not record.get("trial")
             if fired and isinstance(at, (int, float)) and at > self._kept_at - _ON_THE_WAY_S:
                 with self.changed:
                     self._states.take_up(fired_event(record), at, self._clock())

@@ -116,7 +116,7 @@ class Collector:
             self._learn(record)
         elif kind == "request":
             request_id = record.get("request_id")
-            if isinstance(request_id, str):
+            if isinstance(request_id, str) and not record.get("trial"):
                 if what == "rule":
                     self._rule(request_id, record)
                 elif what == "summary":

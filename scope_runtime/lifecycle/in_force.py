@@ -21,7 +21,8 @@ class InForce:
 
     Args:
         target: the runtime.
-        nothing: what is in force while switched off, and before there is anything good.
+        nothing: what is in force before there is anything good.
+        off: what is in force while switched off.
         state: where the switch outlives the process; None forgets it.
 
     Attributes:
@@ -29,11 +30,13 @@ class InForce:
         switch: who switched steering off; None while it is on.
     """
 
-    def __init__(self, target: Target, nothing: ProgramSource, state: State | None) -> None:
+    def __init__(
+        self, target: Target, nothing: ProgramSource, off: ProgramSource, state: State | None
+    ) -> None:
         self.current = nothing
         self.switch: Switch | None = None
         self._target = target
-        self._nothing = nothing
+        self._off = off
         self._state = state
         self._on_file = False  # whether the switch has a file, whose end switches on again
         self._swapping = threading.RLock()
@@ -115,7 +118,7 @@ class InForce:
 
     def _set_off(self, switch: Switch, cause: Cause) -> None:
         if self.switch is None:
-            self._target.take_up(self._nothing, what="off", now=True, **cause.fields())
+            self._target.take_up(self._off, what="off", now=True, **cause.fields())
             self.switch = switch
 
     def _set_on(self, cause: Cause) -> None:

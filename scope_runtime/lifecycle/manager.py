@@ -49,7 +49,7 @@ class Lifecycle:
         feed: where the source comes from, where it is not simply there; ``source`` then says only where it would be.
 
     Attributes:
-        nothing: no policies, for this model: what is in force while switched off.
+        nothing: no policies, for this model.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class Lifecycle:
         self._digests = FileDigests()
         self._compiler: Builder = builder or Compiler(bench, nice=options.compile_nice)
         self.nothing = ProgramSource(None, bench.shape)
-        self._in_force = InForce(target, self.nothing, state)
+        off = ProgramSource(None, bench.shape, trials=False)
+        self._in_force = InForce(target, self.nothing, off, state)
         self._memory = Memory(target, state)
         # A build may take seconds, and the switch does not wait for it: it has a lock of its own, taken after this.
         self._building = threading.RLock()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.context import Context
-from scope_runtime.llama.programs import Programs
+from scope_runtime.llama.programs import Programs, program_for
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
@@ -40,7 +40,7 @@ class Assigned(Programs):
         self._hold(source.program)
         with self._context.lock:
             under_way = dict(self._requests)
-        wanted = {n: source.for_request(*request) for n, request in under_way.items()}
+        wanted = {n: program_for(source, request) for n, request in under_way.items()}
         for program in wanted.values():
             self._hold(program)
         with self._context.lock:
@@ -48,7 +48,7 @@ class Assigned(Programs):
             before = dict(self._serials)
             if now:
                 for sequence, request in self._requests.items():
-                    program = wanted.get(sequence) or source.for_request(*request)
+                    program = wanted.get(sequence) or program_for(source, request)
                     self._serials[sequence] = self._hold(program)
             try:
                 self._since_use = self._context.live_hook.assign(self._serials)
@@ -67,7 +67,7 @@ class Assigned(Programs):
     def begin(self, sequence: int, request: RequestContext) -> Program:
         """Puts a sequence under its request's program."""
         with self._context.lock:
-            program = self.source.for_request(*request)
+            program = program_for(self.source, request)
             self._serials[sequence] = self._hold(program)
             self._requests[sequence] = request
             self._context.live_hook.assign(self._serials)

@@ -149,7 +149,13 @@ class Embedder:
             source = self._source()
             self._installed.source = source
             self._installed.begin(identity)
-            running = Running(number, identity, len(tokens), source.share(*identity), timing)
+            running = Running(
+                number,
+                identity,
+                len(tokens),
+                source.share(identity.labels, identity.request_id),
+                timing,
+            )
             return self._run(running, list(tokens), cancelled)
 
     def check(self, tokens: Sequence[int]) -> None:

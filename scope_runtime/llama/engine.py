@@ -27,7 +27,7 @@ from scope_runtime.llama.capture import residuals
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.probe import Proof, prove
-from scope_runtime.llama.programs import Programs
+from scope_runtime.llama.programs import Programs, source_for
 from scope_runtime.llama.running import Running
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
@@ -143,8 +143,12 @@ class Engine(ABC):
         request_id: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         began: Began = lambda program, revisions: None,
+        trial: ProgramSource | None = None,
     ) -> Iterator[str | Generation]:
         """Yields pieces of text (``Piece``) as they are decoded, at last the Generation.
+
+        Args:
+            trial: policies that this request alone runs under, instead of those in force.
 
         Raises:
             UsageError: an empty prompt, or one that leaves no room in the context, or no tokens of this model. When
@@ -215,11 +219,14 @@ class Engine(ABC):
         request_id: str | None,
         n_prompt: int,
         timing: Timing,
+        trial: ProgramSource | None = None,
     ) -> Running:
         """A request with its number, and what it gets of the policies."""
         number = next(self._requests)
-        identity = RequestContext(dict(labels), request_id or f"r{number}-{time.time_ns():x}")
-        return Running(number, identity, n_prompt, self.source.share(*identity), timing)
+        name = request_id or f"r{number}-{time.time_ns():x}"
+        identity = RequestContext(dict(labels), name, trial)
+        share = source_for(self.source, identity).share(identity.labels, name)
+        return Running(number, identity, n_prompt, share, timing)
 
     def _check_prompt(self, prompt: Sequence[int]) -> None:
         if not prompt:

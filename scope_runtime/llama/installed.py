@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.context import Context
-from scope_runtime.llama.programs import Programs
+from scope_runtime.llama.programs import Programs, program_for
 from scope_runtime.native.hook import LoadedProgram
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
@@ -59,11 +59,11 @@ class Installed(Programs):
     def _wanted(self, source: ProgramSource) -> Program:
         """The running request's program; all rules while there is none."""
         running = self._running()
-        return source.program if running is None else source.for_request(*running)
+        return source.program if running is None else program_for(source, running)
 
     def begin(self, request: RequestContext) -> None:
         """Makes the request's program the active one; the caller holds the context's lock."""
-        self._swap(self.source.for_request(*request))
+        self._swap(program_for(self.source, request))
 
     def _swap(self, program: Program, loaded: LoadedProgram | None = None) -> None:
         """Makes a program active between two tokens; ``loaded`` is it, in the hook's memory already."""

@@ -26,6 +26,7 @@ from scope_runtime.llama.slots import Slot, Wish, Work, columns
 from scope_runtime.llama.timing import Timing
 from scope_runtime.native.abi import ATTACH_COLUMNS
 from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource
 
 T = TypeVar("T")
 
@@ -89,6 +90,7 @@ class Parallel(Engine):
         request_id: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         began: Began = lambda program, revisions: None,
+        trial: ProgramSource | None = None,
     ) -> Iterator[str | Generation]:
         """See ``Engine.generate``; tokens are computed whether or not they are read, until the stream is closed.
 
@@ -105,6 +107,7 @@ class Parallel(Engine):
                 cancelled,
                 began,
                 Timing(),
+                trial,
             )
         )
 
@@ -212,7 +215,7 @@ class Parallel(Engine):
 
     def _begin(self, slot: Slot, wish: Wish) -> Work:
         n_prompt = len(wish.prompt)
-        running = self._numbered(wish.labels, wish.request_id, n_prompt, wish.timing)
+        running = self._numbered(wish.labels, wish.request_id, n_prompt, wish.timing, wish.trial)
         sampler = Sampler(self.context, wish.sampling)
         try:
             wish.timing.begin()

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from scope_runtime.events import RequestContext
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
+
+
+def source_for(source: ProgramSource, request: RequestContext) -> ProgramSource:
+    """Where a request gets its program and its share from: its own policies where it tries some, else ``source``."""
+    return request.trial if request.trial is not None and source.trials else source
+
+
+def program_for(source: ProgramSource, request: RequestContext) -> Program:
+    """What a request runs under."""
+    own = source_for(source, request)
+    return own.for_request(request.labels, request.request_id)
 
 
 class Programs(Protocol):

@@ -77,6 +77,7 @@ class Running:
                     if sampling is not None
                     else {"task": EMBEDDING_TASK}
                 ),
+                **({"trial": True} if self.request.trial is not None else {}),
                 **({"exempted": list(share.exempted)} if share.exempted else {}),
                 **({"left_out": dict(share.left_out)} if share.left_out else {}),
                 **({"rollout": dict(share.rollout)} if share.rollout else {}),

@@ -22,6 +22,7 @@ from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
 from scope_runtime.llama.turn import Turn
+from scope_runtime.select import ProgramSource
 
 T = TypeVar("T")
 
@@ -76,11 +77,14 @@ class Single(Engine):
         request_id: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         began: Began = lambda program, revisions: None,
+        trial: ProgramSource | None = None,
     ) -> Iterator[str | Generation]:
         """See ``Engine.generate``; a token is computed when it is read."""
         self._check_prompt(prompt)
         me: list[weakref.ref[Generator[str | Generation]]] = []
-        stream = self._stream(me, list(prompt), sampling, labels, request_id, cancelled, began)
+        stream = self._stream(
+            me, list(prompt), sampling, labels, request_id, cancelled, began, trial
+        )
         me.append(weakref.ref(stream))
         return stream
 
@@ -93,13 +97,14 @@ class Single(Engine):
         request_id: str | None,
         cancelled: Callable[[], bool],
         began: Began,
+        trial: ProgramSource | None,
     ) -> Generator[str | Generation]:
         sampling = sampling.settled()
         timing = Timing()
         with (
             self._turn,
             closing(Sampler(self.context, sampling)) as sampler,
-            self._request(labels, request_id, len(prompt), timing) as running,
+            self._request(labels, request_id, len(prompt), timing, trial) as running,
         ):
             timing.begin()
             self._open_stream = me[0]
@@ -117,10 +122,11 @@ class Single(Engine):
         request_id: str | None,
         n_prompt: int,
         timing: Timing | None = None,
+        trial: ProgramSource | None = None,
     ) -> Iterator[Running]:
         """Numbers the request and gives it its program; the caller holds the turn."""
         with self.context.lock:
-            running = self._numbered(labels, request_id, n_prompt, timing or Timing())
+            running = self._numbered(labels, request_id, n_prompt, timing or Timing(), trial)
             self._installed.begin(running.request)
             self._running = running
         try:

@@ -12,6 +12,7 @@ from scope_runtime.llama.running import Running
 from scope_runtime.llama.sampler import Sampler
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
+from scope_runtime.select import ProgramSource
 
 Told = object
 """A Piece, the Generation, or the exception that ended the request."""
@@ -24,6 +25,7 @@ class Wish:
     Attributes:
         told: to its reader; the last is a Generation or an exception.
         gone: the reader went away.
+        trial: policies that it alone runs under.
     """
 
     prompt: list[int]
@@ -33,6 +35,7 @@ class Wish:
     cancelled: Callable[[], bool]
     began: Callable[..., None]
     timing: Timing
+    trial: ProgramSource | None = None
     told: queue.SimpleQueue[Told] = field(default_factory=queue.SimpleQueue)
     gone: threading.Event = field(default_factory=threading.Event)
 

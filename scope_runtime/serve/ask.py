@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,8 @@ from scope_runtime.events import Event, RevisionSpan
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.embedding import Vector
 from scope_runtime.llama.sampling import Sampling
+from scope_runtime.policy.model import Policy
+from scope_runtime.select import ProgramSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Ask:
         labels: of the request, for selection.
         request_id: under which it is on record.
         passed: parameters that the engine said it ``takes`` itself, as the client sent them.
+        trial: policies that this answer alone is under; only engines that can do that (``Tries``) are asked to.
     """
 
     prompt: str | tuple[int, ...] | None
@@ -30,6 +33,7 @@ class Ask:
     labels: Mapping[str, str]
     request_id: str
     passed: Mapping[str, Any] = field(default_factory=dict)
+    trial: ProgramSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,14 @@ class TextVector:
     vector: Vector
     began: Began
     done: Done
+
+
+@runtime_checkable
+class Tries(Protocol):
+    """An engine that answers a request under policies which no other request gets, too."""
+
+    def compile(self, policies: Sequence[Policy]) -> ProgramSource:
+        """Policies as ``Ask.trial`` takes them. Raises ScopeError where they cannot be carried out."""
 
 
 @runtime_checkable

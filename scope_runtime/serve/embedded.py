@@ -16,9 +16,10 @@ from scope_runtime.events import RevisionSpan
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.engine import Generation
-from scope_runtime.policy.model import Mode
+from scope_runtime.policy.model import Mode, Policy
 from scope_runtime.program import Program
 from scope_runtime.runtime import GenerateOptions, Runtime
+from scope_runtime.select import ProgramSource
 from scope_runtime.serve.ask import Ask, AskVectors, Began, Done, Item, TextVector
 from scope_runtime.serve.errors import ApiError, no_embeddings
 
@@ -35,6 +36,10 @@ class Embedded:
         self._runtime = runtime
         self._controls = control_pattern(runtime.control_texts())
         self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="scope-answer")
+
+    def compile(self, policies: Sequence[Policy]) -> ProgramSource:
+        """See ``Tries``."""
+        return self._runtime.compiled(policies)
 
     def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
         """See ``Engine``."""
@@ -82,6 +87,7 @@ class Embedded:
                 "request_id": ask.request_id,
                 "cancelled": cancelled,
                 "began": began,
+                "trial": ask.trial,
             },
         )
         for item in self._stream(ask, options):
