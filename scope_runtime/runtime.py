@@ -99,7 +99,7 @@ class Runtime:
             only (``events()``).
         metrics: registry to put metrics into (docs/observability.md), one runtime to each; one of its own by default.
         sinks: where else events go, in this order, after memory and log; closed with the runtime.
-        n_ctx: tokens of context, for each request.
+        n_ctx: tokens of context, for each request; by default what the model was trained with, at most 4,096.
         n_parallel: requests that are computed side by side, each under its own program; more wait. Each has memory for
             ``n_ctx`` tokens. Above 1, ``stream``s are computed ahead of who reads them.
         n_gpu_layers: blocks to offload to the GPU, -1 for all. On such blocks plain ``amplify`` rules use llama.cpp's
@@ -126,7 +126,7 @@ class Runtime:
         audit: str | Path | AuditOptions | None = None,
         metrics: CollectorRegistry | None = None,
         sinks: Sequence[Sink] = (),
-        n_ctx: int = 4096,
+        n_ctx: int | None = None,
         n_batch: int = 512,
         n_ubatch: int = 512,
         n_parallel: int = 1,

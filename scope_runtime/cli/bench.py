@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scope_runtime.cli.options import (
-    ContextOption,
+    AnswerContextOption,
     GpuLayersOption,
     JsonOption,
     ModelOption,
@@ -45,7 +45,7 @@ def bench(
     ] = None,
     n_gpu_layers: GpuLayersOption = 0,
     threads: ThreadsOption = None,
-    ctx: ContextOption = 4096,
+    ctx: AnswerContextOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure tokens a second with a policy on and off, in turns, in one run.

@@ -30,6 +30,16 @@ ThreadsOption = Annotated[
 ContextOption = Annotated[
     int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Context size in tokens.")
 ]
+AnswerContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx",
+        "-c",
+        metavar="N",
+        min=8,
+        help="Tokens of context, for each answer.  [default: the model's, at most 4096]",
+    ),
+]
 RootOption = Annotated[
     Path | None,
     typer.Option(

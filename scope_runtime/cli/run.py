@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_runtime.cli.options import (
-    ContextOption,
+    AnswerContextOption,
     GpuLayersOption,
     JsonOption,
     ModelOption,
@@ -117,7 +117,7 @@ def run(
     ] = False,
     n_gpu_layers: GpuLayersOption = 0,
     threads: ThreadsOption = None,
-    ctx: ContextOption = 4096,
+    ctx: AnswerContextOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate an answer under a policy.

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_runtime.cli.options import GpuLayersOption, RootOption, ThreadsOption
+from scope_runtime.cli.options import (
+    AnswerContextOption,
+    GpuLayersOption,
+    RootOption,
+    ThreadsOption,
+)
 from scope_runtime.errors import UsageError
 from scope_runtime.types import Pooling
 
@@ -75,9 +80,7 @@ def serve(
     ] = None,
     n_gpu_layers: GpuLayersOption = 0,
     threads: ThreadsOption = None,
-    ctx: Annotated[
-        int, typer.Option("--ctx", "-c", metavar="N", min=8, help="Tokens of context, per answer.")
-    ] = 4096,
+    ctx: AnswerContextOption = None,
     parallel: Annotated[
         int,
         typer.Option("--parallel", metavar="N", min=1, max=256, help="Answers side by side."),

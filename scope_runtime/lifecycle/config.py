@@ -50,7 +50,7 @@ class RuntimeConfig:
 
     file: Path
     model: Path
-    n_ctx: int
+    n_ctx: int | None
     n_parallel: int
     n_threads: int | None
     n_gpu_layers: int
@@ -166,7 +166,7 @@ def _config(file: Path, document: Document) -> RuntimeConfig:
     return RuntimeConfig(
         file=file,
         model=file.parent / model["path"],
-        n_ctx=model.get("ctx", 4096),
+        n_ctx=model.get("ctx"),
         n_parallel=model.get("parallel", 1),
         n_threads=model.get("threads"),
         n_gpu_layers=model.get("gpu_layers", 0),

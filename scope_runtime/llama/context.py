@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scope_runtime.errors import HookError, ModelError, UsageError
 from scope_runtime.llama import library
 from scope_runtime.llama.checks import ModelInfo, check_model
-from scope_runtime.llama.room import check_room
+from scope_runtime.llama.room import check_room, context_tokens
 from scope_runtime.native.abi import ATTACH_COLUMNS
 from scope_runtime.native.hook import Hook
 from scope_runtime.types import ModelShape
@@ -29,7 +29,7 @@ class ContextOptions:
     """How a context is made; None leaves llama.cpp's or the machine's default.
 
     Attributes:
-        n_ctx: tokens of context, per sequence.
+        n_ctx: tokens of context, per sequence; None: see `context_tokens`.
         n_batch: most tokens of one decode call.
         n_ubatch: most tokens of one pass through the graph.
         n_seq_max: sequences that may live side by side.
@@ -41,7 +41,7 @@ class ContextOptions:
         UsageError: a value that llama.cpp would crash on, or take for another.
     """
 
-    n_ctx: int = 4096
+    n_ctx: int | None = None
     n_batch: int = 512
     n_ubatch: int = 512
     n_seq_max: int = 1
@@ -85,11 +85,12 @@ class Context:
         self.info: ModelInfo = check_model(path) if weights is None else weights.info
         self._weights = weights
         self.options = options
+        self._n_tokens = context_tokens(self.info, options.n_ctx) * options.n_seq_max
         self.lock = threading.RLock()
         self.llama = library.load()
         self._api = self.llama.api
         if not (options.n_gpu_layers and self._api.llama_supports_gpu_offload()):
-            check_room(self.info, options.n_ctx * options.n_seq_max)
+            check_room(self.info, self._n_tokens)
         self._model: Any = None
         self._vocab: Any = None
         self.n_vocab: int = 0
@@ -137,7 +138,7 @@ class Context:
         o = self.options
         self.hook = Hook(self.shape.n_embd, self.shape.n_layer)
         params = self._api.llama_context_default_params()
-        params.n_ctx = o.n_ctx * o.n_seq_max
+        params.n_ctx = self._n_tokens
         params.n_batch = min(o.n_batch, params.n_ctx)
         params.n_ubatch = min(o.n_ubatch, params.n_batch)
         params.n_seq_max = o.n_seq_max

@@ -10,6 +10,7 @@ from pathlib import Path
 from scope_runtime.errors import UsageError
 from scope_runtime.llama.checks import ModelInfo
 
+DEFAULT_CTX = 4096
 _GIB = 2**30
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/proc/self/cgroup")
@@ -37,9 +38,14 @@ def check_room(info: ModelInfo, n_tokens: int) -> None:
         )
 
 
-def beyond_training(info: ModelInfo, n_ctx: int) -> str | None:
-    """What is to be said of a context that is longer than the model was trained with."""
-    if info.n_ctx_train is None or n_ctx <= info.n_ctx_train:
+def context_tokens(info: ModelInfo, asked: int | None) -> int:
+    """Tokens of context: as many as asked for, else what the model was trained with, at most `DEFAULT_CTX`."""
+    return asked if asked is not None else min(DEFAULT_CTX, info.n_ctx_train or DEFAULT_CTX)
+
+
+def beyond_training(info: ModelInfo, n_ctx: int | None) -> str | None:
+    """What is to be said of a context that was asked for and is longer than the model was trained with."""
+    if info.n_ctx_train is None or n_ctx is None or n_ctx <= info.n_ctx_train:
         return None
     return (
         f"a context of {n_ctx:,} tokens is longer than the {info.n_ctx_train:,} that the model was trained with: "

@@ -110,3 +110,14 @@ def test_a_context_beyond_the_training_is_told_of(tiny: Tiny, scope: Scope) -> N
     with Runtime(tiny.model, n_ctx=trained + 1) as runtime:
         (start,) = [e for e in runtime.events() if e.what == "start"]
         assert start.detail["notes"] == list(runtime.notes) != []
+
+
+def test_by_default_a_context_is_the_models_up_to_a_bound(tiny: Tiny) -> None:
+    info = check_model(tiny.model)
+    assert room.context_tokens(replace(info, n_ctx_train=2048), None) == 2048
+    assert room.context_tokens(replace(info, n_ctx_train=131_072), None) == room.DEFAULT_CTX == 4096
+    assert room.context_tokens(replace(info, n_ctx_train=None), None) == room.DEFAULT_CTX
+    assert room.context_tokens(info, 4097) == 4097
+    with Runtime(tiny.model, n_threads=1) as runtime:
+        assert runtime.notes == ()
+        runtime.generate([5, 17, 33], max_tokens=1)
