@@ -289,6 +289,6 @@ def _contexts(read: Sample, activation: F32Array, words: Words) -> Iterable[Toke
             bool(read.positive[text]),
             float(activation[place]),
             words(read.tokens[max(first, place - N_AROUND) : place].tolist()),
-            words([int(read.tokens[place])]),
+            words([int(read.tokens[place])]) or "\ufffd",  # a piece of a character
             words(read.tokens[place + 1 : min(after, place + 1 + N_AROUND)].tolist()),
         )
