@@ -15,6 +15,7 @@ from scope_runtime.policy.model import GateKind
 from scope_runtime.sae.active import Active
 from scope_runtime.sae.encoder import WholeEncoder
 from scope_runtime.sae.gates import opened
+from scope_runtime.sae.preselect import MOST_TOKENS, Preselection
 from scope_runtime.sae.product import Product
 
 SCORE_BYTES = 64 << 20
@@ -60,7 +61,9 @@ class FullLayer:
         self.layer, self.encoder, self.gate, self.k, self.file = layer, encoder, gate, k, file
         self.labels: Mapping[int, str] = dict(labels or {})
         self.notes = notes
-        self._decoder, self._product = decoder, Product(encoder, n_threads)
+        self._decoder, self._n_threads = decoder, n_threads
+        self._product = Product(encoder, n_threads)
+        self._preselection: Preselection | None = None
         if gate is GateKind.NONE or (gate is GateKind.THRESHOLD and encoder.thresholds is None):
             self._fail("its gate says of no latent whether it is active", found=str(gate))
         if gate is GateKind.TOPK and k is None:
@@ -97,6 +100,23 @@ class FullLayer:
         step = max(SCORE_BYTES // (4 * self.d_sae), 1)
         parts = [self._gated(h[first : first + step]) for first in range(0, len(h), step)]
         return Active.concatenated(parts, self.d_sae)
+
+    def preselect(self) -> None:
+        """Makes `encode` of a few tokens at a time twice as fast, at the price of memory.
+
+        For answers that are watched token by token. An F16 copy of an F32 encoder (half its bytes, in
+        memory) finds candidates, and F32 decides; what comes out is the same. Of files in F16 or BF16
+        nothing is copied: they are as fast as they come.
+
+        Raises:
+            PackError: no memory for the copy, or rows that are not finite.
+        """
+        if self.encoder.type == "F32" and self._preselection is None:
+            try:
+                self._preselection = Preselection(self.encoder, self._n_threads)
+            except PackError as error:
+                error.location = error.location or Location(str(self.file))
+                raise
 
     def values(self, residual: F32Array, ids: Iterable[int]) -> F32Array:
         """Activations of chosen latents, 0 where not active, (n_tokens, n_ids).
@@ -139,12 +159,19 @@ class FullLayer:
         return out
 
     def _gated(self, h: F32Array) -> Active:
-        scores = self._scores(h)
-        ids = [opened(row, self.gate, self.k, self.encoder.thresholds) for row in scores]
+        if self._preselection is not None and len(h) <= MOST_TOKENS:
+            found = self._preselection.active(h, self.gate, self.k)
+            for _, values in found:
+                self._check_scores(values)
+        else:
+            found = []
+            for scores in self._scores(h):
+                ids = opened(scores, self.gate, self.k, self.encoder.thresholds)
+                found.append((ids, scores[ids]))
         return Active(
-            np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            np.concatenate(ids).astype(np.int32),
-            np.concatenate([row[here] for row, here in zip(scores, ids, strict=True)]),
+            np.cumsum([0, *(len(ids) for ids, _ in found)], dtype=np.int64),
+            np.concatenate([ids for ids, _ in found]).astype(np.int32),
+            np.concatenate([values for _, values in found]),
             self.d_sae,
         )
 
