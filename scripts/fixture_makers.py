@@ -430,12 +430,33 @@ def write_qwen_scope(folder: Path) -> None:
         (folder / "expected.npz").rename(folder / f"expected-{layer}.npz")
 
 
+def make_nnsight(out: Path) -> None:
+    """Residuals of the example model behind every block, by nnsight on Transformers, in F32."""
+    import torch
+    from nnsight import NNsight
+
+    root = Path(__file__).resolve().parent.parent
+    sys.path.insert(0, str(root))
+    from tests.support.example_torch import torch_model
+
+    model = NNsight(torch_model(root / "examples" / "tiny-qwen3" / "tiny-qwen3-f16.gguf"))
+    tokens = np.random.default_rng(0).integers(4, 1000, 40).astype(np.int32)
+    saved = {}
+    for layer, block in enumerate(model.model.layers):
+        with torch.no_grad(), model.trace(torch.from_numpy(tokens[None].astype(np.int64))):
+            seen = block.output.save()
+        h = seen[0] if isinstance(seen, tuple) else seen
+        saved[str(layer)] = h.reshape(len(tokens), -1).float().numpy()
+    np.savez(out / "tiny-qwen3.npz", tokens=tokens, **saved)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "sae-lens": make_sae_lens,
     "eai-sparsify": make_sparsify,
     "dictionary-learning": make_dictionary_learning,
     "repeng": make_repeng,
     "steering-vectors": make_steering_vectors,
+    "nnsight": make_nnsight,
     "by-hand": make_by_hand,
 }
 
