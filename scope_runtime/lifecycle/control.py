@@ -119,8 +119,12 @@ def _status_of(error: ScopeError) -> int:
 
 
 def _cause(request: Request, why: dict[str, str] | None) -> Cause:
-    actor = request.client.host if request.client else "unknown"
-    return Cause("control", actor, (why or {}).get("reason"))
+    return Cause("control", actor_of(request), (why or {}).get("reason"))
+
+
+def actor_of(request: Request) -> str:
+    """Who asks: the user at the other end of the socket, or the key's name."""
+    return request.client.host if request.client else "unknown"
 
 
 def _revision(if_match: str | None) -> str | None:

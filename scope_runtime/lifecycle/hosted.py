@@ -38,6 +38,9 @@ class Hosted:
         state: directory where what was in force outlives the process; None forgets it.
         control: Unix socket to serve the control channel at; None serves none.
 
+    Attributes:
+        bench: what programs are compiled for and tried on.
+
     Raises:
         ScopeError: it cannot start.
     """
@@ -53,6 +56,7 @@ class Hosted:
         state: Path | None = None,
         control: Path | None = None,
     ) -> None:
+        self.bench = bench
         kept = State(state, keep=options.keep) if state is not None else None
         self._lock = StateLock(state) if state is not None else None
         feed = None

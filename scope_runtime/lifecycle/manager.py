@@ -34,6 +34,7 @@ from scope_runtime.lifecycle.types import (
     StaleRevision,
     Target,
 )
+from scope_runtime.policy.model import Policy
 from scope_runtime.policy.revision import FileDigests
 from scope_runtime.select import ProgramSource
 
@@ -277,6 +278,31 @@ class Lifecycle:
             programs = self._compiler.build(source, self._named).result()
             self._memory.check_generations(programs.policies)
             return self.current, programs
+
+    def check(self, policies: tuple[Policy, ...]) -> None:
+        """Refuses what a reload would refuse of policies that compile. Raises PolicyErrors."""
+        self._memory.check_generations(policies)
+
+    def change(self, write: Callable[[], Callable[[], None]], cause: Cause) -> Outcome:
+        """Changes the source and reloads it; nobody looks at the files between the two.
+
+        Args:
+            write: changes the files, and gives what undoes that, for a reload that is refused.
+
+        Raises:
+            ScopeError: why nothing has changed.
+        """
+        with self._building:
+            undo = write()
+            try:
+                return self._reload(cause)
+            except ScopeError:
+                undo()
+                raise
+
+    def record(self, what: str, cause: Cause, **detail: object) -> None:
+        """Puts on record what was done to policies by somebody."""
+        self._target.record(what, Kind.POLICY, **cause.fields(), **detail)
 
     def _build(self, cause: Cause) -> Built:
         if self.feed is not None:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from scope_runtime.console.page import Page
 from scope_runtime.console.routes import add_console
+from scope_runtime.console.steering import add_steering
 from scope_runtime.lifecycle.control import control_app
 from scope_runtime.lifecycle.hosted import Hosted
 from scope_runtime.lifecycle.types import Cause, Prepared
@@ -63,11 +64,12 @@ class Control:
             return f"in force: {lifecycle.revision}"
         return f"the latest reload was refused: {last.error}"
 
-    def app(self) -> ASGIApp:
+    def app(self, gateway: Gateway) -> ASGIApp:
         """The control channel's routes, and the console's."""
         hosted = self.hosted
         app = control_app(hosted.lifecycle, hosted.follower, hosted.metrics.registry)
         add_console(app, hosted.lifecycle)
+        add_steering(app, hosted, gateway)
         return app
 
     def count(self, gateway: Gateway) -> None:
@@ -142,5 +144,5 @@ class _Switch:
             await error.response()(scope, receive, send)
             return
         if self._app is None:
-            self._app = control.app()
+            self._app = control.app(self._gateway)
         await self._app(scope, receive, send)

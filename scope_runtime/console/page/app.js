@@ -7,8 +7,10 @@ import { get, key, whenKeyIsRefused } from "./api.js";
 import { Badge, Button, ErrorBox, html, Loading, short, useAction, useData } from "./ui.js";
 import { Activity } from "./tabs/activity.js";
 import { Policies } from "./tabs/policies.js";
+import { Steer } from "./tabs/steer.js";
 
 const TABS = [
+  ["steer", "Steer", Steer],
   ["policies", "Policies", Policies],
   ["activity", "Activity", Activity],
 ];
