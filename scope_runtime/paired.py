@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 N_RESAMPLES = 10_000
+N_POOLED_RESAMPLES = 1_000
 CHUNK = 500
 
 
@@ -41,3 +42,24 @@ def paired_ratio(
     ]
     lower, upper = np.quantile(np.concatenate(drawn), [0.025, 0.975])
     return Ratio(float(np.median(ratios)), float(lower), float(upper), ratios.size)
+
+
+def pooled_ratio(
+    arm: Sequence[Sequence[float]], base: Sequence[Sequence[float]], percent: float, seed: int = 0
+) -> Ratio:
+    """The ratio of a percentile of all that an arm's rounds hold to the base's; whole rounds are drawn, in pairs."""
+
+    def ratio(rounds: Sequence[int]) -> float:
+        ours, theirs = (
+            np.percentile(np.concatenate([np.asarray(each[r]) for r in rounds]), percent)
+            for each in (arm, base)
+        )
+        return float(ours / theirs)
+
+    n = len(arm)
+    if not n or not all(map(len, (*arm, *base))):
+        raise ValueError("a round of this arm was not measured")
+    rng = np.random.default_rng(seed)
+    drawn = [ratio(rng.integers(0, n, n)) for _ in range(N_POOLED_RESAMPLES)]
+    lower, upper = np.quantile(drawn, [0.025, 0.975])
+    return Ratio(ratio(range(n)), float(lower), float(upper), n)

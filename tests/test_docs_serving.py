@@ -68,5 +68,6 @@ def test_the_page_runs(tmp_path: Path) -> None:
     assert '"success":true' in said[1]
     assert '"changed":false' in said[2]
     assert '"assistant"' in said[3]
+    assert said[4].splitlines()[1].split()[:2] == ["load", "1"]
     records = (tmp_path / "audit" / "events.jsonl").read_text(encoding="utf-8")
     assert '"labels":{"team":"travel","tenant":"acme"}' in records
