@@ -168,7 +168,8 @@ async def _load(
         for number in range(-1, load.n_rounds):  # the first warms caches and is not counted
             found = {}
             for done, way in enumerate(chance.sample(ways, len(ways))):
-                found[way.name] = await _block(client, way, load, chance)
+                n_each = load.n_each if number >= 0 else 1
+                found[way.name] = await _block(client, way, load, n_each, chance)
                 progress((number + 1 + (done + 1) / len(ways)) / (load.n_rounds + 1))
             if number < 0:
                 for name, block in found.items():
@@ -179,10 +180,12 @@ async def _load(
     return _arms(blocks)
 
 
-async def _block(client: httpx.AsyncClient, way: Way, load: Load, chance: random.Random) -> _Block:
+async def _block(
+    client: httpx.AsyncClient, way: Way, load: Load, n_each: int, chance: random.Random
+) -> _Block:
     block = _Block()
     prompts = [
-        [" ".join(chance.choices(WORDS, k=load.n_prompt)) for _ in range(load.n_each)]
+        [" ".join(chance.choices(WORDS, k=load.n_prompt)) for _ in range(n_each)]
         for _ in range(load.n_clients)
     ]
 

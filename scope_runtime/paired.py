@@ -60,6 +60,6 @@ def pooled_ratio(
     if not n or not all(map(len, (*arm, *base))):
         raise ValueError("a round of this arm was not measured")
     rng = np.random.default_rng(seed)
-    drawn = [ratio(rng.integers(0, n, n)) for _ in range(N_POOLED_RESAMPLES)]
+    drawn = [ratio(rng.integers(0, n, n).tolist()) for _ in range(N_POOLED_RESAMPLES)]
     lower, upper = np.quantile(drawn, [0.025, 0.975])
     return Ratio(ratio(range(n)), float(lower), float(upper), n)

@@ -15,7 +15,7 @@ from tests.conftest import Scope
 from tests.serve.conftest import OTHER, USER, Server, serving
 from tests.serve.soak import furnished
 
-SIZE = ("--clients", 2, "--requests", 4, "--rounds", 2, "--prompt-tokens", 4, "--answer-tokens", 6)
+SIZE = ("--clients", 2, "--requests", 16, "--rounds", 2, "--prompt-tokens", 4, "--answer-tokens", 6)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,14 @@ def test_the_arms_are_what_the_endpoint_has_on_record(served: Server, scope: Sco
     summaries = [r for r in served.records()[before:] if r["what"] == "summary"]
     steered = [r for r in summaries if r["labels"].get("team") == "search"]
     # The round that warms is on record, too, and counts for nothing.
-    assert len(steered) == 4 + 2
-    assert len(summaries) - len(steered) == 2 * (4 + 2)
+    assert len(steered) == 16 + 2
+    assert len(summaries) - len(steered) == 2 * (16 + 2)
     for name in ARMS:
         arm = arms[name]
-        assert (arm["n_requests"], arm["n_failed"], arm["failure"]) == (4, 0, None)
+        assert (arm["n_requests"], arm["n_failed"], arm["failure"]) == (16, 0, None)
         assert arm["tokens_per_s"] > 0
         assert 0 < arm["between_ms"]["p50"] <= arm["between_ms"]["p99"]
         assert 0 < arm["first_token_ms"]["p50"] <= arm["first_token_ms"]["p99"]
-    assert sorted(r["n_answer"] for r in steered)[-4:] >= [1, 1, 1, 1]
     assert arms[ON]["n_tokens"] <= sum(r["n_answer"] for r in steered)
     assert arms[OFF]["throughput_ratio"] is None
     for name in (AGAIN, ON):

@@ -61,6 +61,7 @@ class Seen:
         n_reused: request id to the prompt tokens that the response said were not computed.
         failed: whatever was no answer and no hang-up.
         rss_mib: of the server and its children, at every tenth of the requests.
+        longest_stall_s: that the clients' own process was held up: on such a machine a time limit says little.
     """
 
     answers: dict[str, Record] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Seen:
     n_hung_up: int = 0
     n_reloads: int = 0
     rss_mib: list[int] = field(default_factory=list)
+    longest_stall_s: float = 0.0
 
     @property
     def n_mixed(self) -> int:
@@ -215,7 +217,10 @@ async def _reload(server: Server, seen: Seen) -> None:
         new = path.with_name(".new")
         new.write_text(policy(number, seen.n_reloads + 1), encoding="utf-8")
         new.rename(path)
+        before = time.monotonic()
         await asyncio.sleep(RELOAD_S)
+        late_s = time.monotonic() - before - RELOAD_S
+        seen.longest_stall_s = max(seen.longest_stall_s, late_s)
 
 
 def _rss_mib(pid: int) -> int:
@@ -299,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"unknown revisions: {len(found.unknown)}; "
         f"on another program's KV: {len(found.foreign)}\n"
         f"memory {' '.join(map(str, seen.rss_mib))} MiB: {'NOT flat' if seen.grew else 'flat'}; "
-        f"exit code {ended}\n"
+        f"exit code {ended}; the clients themselves were held up for {seen.longest_stall_s:.1f} s at most\n"
     )
     for line in (*seen.failed[:5], *(f"{name}: {getattr(found, name)[:5]}" for name in _NAMES)):
         sys.stdout.write(f"{line}\n")
