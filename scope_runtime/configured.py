@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scope_runtime.alerts.manager import AlertManager
 from scope_runtime.audit.segments import LogFiles
 from scope_runtime.drift import Criteria, DriftSink, Window, read_baseline
 from scope_runtime.drift.sources import newest
 from scope_runtime.errors import UsageError
-from scope_runtime.events import Sink
+from scope_runtime.events import Event, Sink
 from scope_runtime.lifecycle.config import RuntimeConfig
 from scope_runtime.lifecycle.listen import tcp_socket
 from scope_runtime.metrics.collect import alerts_reader, drift_reader
 from scope_runtime.runtime import Runtime
 from scope_runtime.telemetry import open_telemetry
+
+if TYPE_CHECKING:
+    from scope_runtime.lifecycle import Hosted
+
+
+class Hosting(Protocol):
+    """A model that follows policies: a Runtime, or one in a llama-server."""
+
+    @property
+    def hosted(self) -> Hosted: ...
+
+    def write(self, events: Sequence[Event]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=Hosting)
 
 
 def configured(config: RuntimeConfig, *more: Sink) -> Runtime:
@@ -27,6 +45,17 @@ def configured(config: RuntimeConfig, *more: Sink) -> Runtime:
 
     Raises:
         ScopeError: it cannot start; nothing is left open.
+    """
+    return opened_by(config, _embedded, *more)
+
+
+def opened_by(
+    config: RuntimeConfig, opener: Callable[[RuntimeConfig, Sequence[Sink]], T], *more: Sink
+) -> T:
+    """As ``configured``, whatever the model runs in.
+
+    Args:
+        opener: opens the model with these sinks.
     """
     with ExitStack() as undo:
         # Taken before the model is loaded: a port that somebody has need not wait for gigabytes of weights.
@@ -42,21 +71,7 @@ def configured(config: RuntimeConfig, *more: Sink) -> Runtime:
         undo.callback(alerts.close)
         if config.audit is not None and config.alerts.state is not None:
             alerts.catch_up(newest(LogFiles(Path(config.audit.path)), 1))
-        runtime = Runtime(
-            config.model,
-            config.policy,
-            policy_root=config.policy_root,
-            watch=config.options,
-            state=config.state,
-            control=config.control,
-            audit=config.audit,
-            sinks=[*_sinks(drift, telemetry, alerts), *more],
-            n_ctx=config.n_ctx,
-            n_parallel=config.n_parallel,
-            n_threads=config.n_threads,
-            n_gpu_layers=config.n_gpu_layers,
-            embeddings=config.embeddings,
-        )
+        runtime = opener(config, [*_sinks(drift, telemetry, alerts), *more])
         undo.callback(runtime.close)
         alerts.bind(runtime.write)
         runtime.hosted.lifecycle.alerts = alerts.status
@@ -71,6 +86,24 @@ def configured(config: RuntimeConfig, *more: Sink) -> Runtime:
             runtime.hosted.serve_metrics(at)
         undo.pop_all()
     return runtime
+
+
+def _embedded(config: RuntimeConfig, sinks: Sequence[Sink]) -> Runtime:
+    return Runtime(
+        config.model,
+        config.policy,
+        policy_root=config.policy_root,
+        watch=config.options,
+        state=config.state,
+        control=config.control,
+        audit=config.audit,
+        sinks=sinks,
+        n_ctx=config.n_ctx,
+        n_parallel=config.n_parallel,
+        n_threads=config.n_threads,
+        n_gpu_layers=config.n_gpu_layers,
+        embeddings=config.embeddings,
+    )
 
 
 def _sinks(*configured: Sink | None) -> list[Sink]:

@@ -52,6 +52,7 @@ class SharedHook:
         self._timeout_s = timeout_s
         self._mutex = threading.Lock()  # of the two below; commands themselves run side by side
         self._programs = _program_files(folder)
+        self._status: AttachedStatus | None = None
         self._serial = max([int(control.status().last_serial), *self._programs])
         self._drain = threading.Lock()
 
@@ -117,9 +118,14 @@ class SharedHook:
 
     @property
     def status(self) -> AttachedStatus:
-        raw = self._control.status()
+        try:
+            raw = self._control.status()
+        except HookError:
+            if self._status is None:
+                raise
+            return self._status  # it was killed while it wrote: what it said before
         stats, attached = raw.stats, raw.attached
-        return AttachedStatus(
+        self._status = AttachedStatus(
             pid=raw.pid,
             proved=raw.state == shared.RECOGNISED,
             callback=bool(attached & ATTACH_CALLBACK),
@@ -137,6 +143,7 @@ class SharedHook:
             n_dropped=self._control.dropped,
             words=_words(raw),
         )
+        return self._status
 
     def wait_loaded(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s

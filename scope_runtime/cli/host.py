@@ -42,10 +42,11 @@ def host(
         return
     from scope_runtime.cli.told import Told
     from scope_runtime.configured import configured
+    from scope_runtime.told import tell
 
     with configured(read, Told()) as runtime:
         runtime.hosted.handle_signals()
-        print(f"ready: {runtime.hosted.lifecycle.revision}", file=sys.stderr, flush=True)
+        tell(f"ready: {runtime.hosted.lifecycle.revision}")
         for line in sys.stdin:
             if line.strip():
                 print(json.dumps(_answer(runtime, line), ensure_ascii=False), flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +15,25 @@ from scope_runtime.cli.options import (
     ThreadsOption,
 )
 from scope_runtime.errors import UsageError
-from scope_runtime.types import Pooling
+from scope_runtime.types import Pooling, StrEnum
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scope_runtime.attached.arguments import ServerCommand
+    from scope_runtime.events import Sink
     from scope_runtime.lifecycle.config import RuntimeConfig
     from scope_runtime.runtime import Runtime
+    from scope_runtime.serve.keys import KeyRing
     from scope_runtime.serve.options import ServeOptions
+    from scope_runtime.serve.server import Opened
+
+
+class EngineName(StrEnum):
+    """What computes the answers."""
+
+    EMBEDDED = "embedded"
+    LLAMA_SERVER = "llama-server"
 
 
 def serve(
@@ -89,6 +101,18 @@ def serve(
         Pooling | None,
         typer.Option("--embeddings", help="Serve embeddings: what of a text's tokens they are."),
     ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option("--engine", help="What computes: llama.cpp in this process, or your server."),
+    ] = EngineName.EMBEDDED,
+    llama_server: Annotated[
+        str | None,
+        typer.Option("--llama-server", metavar="PATH", help="The llama-server program to start."),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGS]", help="Arguments of llama-server.", show_default=False),
+    ] = None,
 ) -> None:
     """Serve OpenAI's API; every answer is under the policies that select it.
 
@@ -100,6 +124,7 @@ def serve(
     Examples:
       scope serve -m model.gguf -P policies/
       scope serve --config scope.yaml --host 0.0.0.0 --keys keys.yaml --admin :8081
+      scope serve --engine llama-server -P policies/ -- -m model.gguf -np 8
     """
     from scope_runtime.signals import hold_signals
 
@@ -117,6 +142,23 @@ def serve(
         read = load_config(config)
         options = serve_options(read)
         model = read.model
+    command = None
+    if engine is EngineName.LLAMA_SERVER:
+        from scope_runtime.attached.arguments import server_command
+
+        if (ctx, parallel, n_gpu_layers, threads, embeddings) != (None, 1, 0, None, None):
+            raise UsageError(
+                "--ctx, --parallel, --embeddings, --n-gpu-layers and --threads are for the embedded engine",
+                hint="Give llama-server its own after --: -c, -np, -ngl, -t",
+            )
+        command = server_command(llama_server or "llama-server", model, arguments or ())
+        model = command.model
+    elif arguments or llama_server is not None:
+        raise UsageError(
+            "arguments that nobody takes",
+            found=" ".join(arguments or ["--llama-server"]),
+            hint="They are for --engine llama-server",
+        )
     if model is None:
         raise UsageError("no model is given", hint="Give --model FILE, or --config scope.yaml")
     if read is None and policies is None:
@@ -135,6 +177,27 @@ def serve(
     options = dataclasses.replace(
         options, **{name: value for name, value in changes.items() if value is not None}
     )
+
+    if command is not None:
+        from scope_runtime.attached.folder import server_folder
+
+        _serve(
+            options,
+            model,
+            _attached(
+                command,
+                server_folder(read.state if read is not None else state, command),
+                read,
+                {
+                    "policy": policies,
+                    "policy_root": root,
+                    "state": state,
+                    "control": control,
+                    "audit": audit,
+                },
+            ),
+        )
+        return
 
     def opened() -> Runtime:
         from scope_runtime.cli.told import Told
@@ -161,16 +224,11 @@ def serve(
             n_threads=threads,
         )
 
-    _serve(options, model, opened)
+    def embedded(ring: KeyRing) -> Opened:
+        from scope_runtime.serve.admin import Control
+        from scope_runtime.serve.embedded import Embedded
+        from scope_runtime.serve.server import Opened
 
-
-def _serve(options: ServeOptions, model: Path, opened: Any) -> None:
-    from scope_runtime.serve.admin import Control
-    from scope_runtime.serve.embedded import Embedded
-    from scope_runtime.serve.keys import KeyRing
-    from scope_runtime.serve.server import Opened, serve
-
-    def opener(ring: KeyRing) -> Opened:
         runtime = opened()
         try:
             return Opened(Embedded(runtime), Control.of(runtime.hosted, ring))
@@ -178,7 +236,53 @@ def _serve(options: ServeOptions, model: Path, opened: Any) -> None:
             runtime.close()
             raise
 
-    def ready(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    _serve(options, model, embedded)
 
-    serve(options, options.alias or model.stem, opener, ready)
+
+def _attached(
+    command: ServerCommand, folder: Path, read: RuntimeConfig | None, said: dict[str, Any]
+) -> Callable[[KeyRing], Opened]:
+    """What opens a llama-server, as a configuration or, without one, as the options say."""
+
+    def opened(ring: KeyRing) -> Opened:
+        from scope_runtime.attached.runtime import AttachedRuntime
+        from scope_runtime.cli.told import Told
+        from scope_runtime.configured import opened_by
+        from scope_runtime.serve.admin import Control
+        from scope_runtime.serve.attached import AttachedEngine
+        from scope_runtime.serve.server import Opened
+        from scope_runtime.told import tell
+
+        def of_config(config: RuntimeConfig, sinks: Sequence[Sink]) -> AttachedRuntime:
+            return AttachedRuntime(
+                command,
+                config.policy,
+                folder=folder,
+                say=tell,
+                policy_root=config.policy_root,
+                watch=config.options,
+                state=config.state,
+                control=config.control,
+                audit=config.audit,
+                sinks=sinks,
+            )
+
+        if read is not None:
+            runtime = opened_by(read, of_config, Told())
+        else:
+            runtime = AttachedRuntime(command, folder=folder, say=tell, sinks=[Told()], **said)
+        try:
+            engine = AttachedEngine(runtime)
+            return Opened(engine, Control.of(runtime.hosted, ring), lambda: runtime.trouble)
+        except BaseException:
+            runtime.close()
+            raise
+
+    return opened
+
+
+def _serve(options: ServeOptions, model: Path, opener: Callable[[KeyRing], Opened]) -> None:
+    from scope_runtime.serve.server import serve
+    from scope_runtime.told import tell
+
+    serve(options, options.alias or model.stem, opener, tell)

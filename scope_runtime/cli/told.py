@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from scope_runtime.events import Event, Kind
+from scope_runtime.told import tell
 
 
 class Told:
-    """A sink of events; a stderr that nobody reads any more ends nothing."""
+    """A sink of events."""
 
     def write(self, events: Sequence[Event]) -> None:
-        with suppress(OSError, ValueError):
-            for event in events:
-                for line in _said(event):
-                    print(line, file=sys.stderr, flush=True)
+        for event in events:
+            for line in _said(event):
+                tell(line)
 
     def close(self) -> None:
         pass

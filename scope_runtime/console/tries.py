@@ -15,7 +15,7 @@ from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.policy.model import Policy
 from scope_runtime.select import ProgramSource
-from scope_runtime.serve.ask import Ask, Began, Engine, Item, Tries
+from scope_runtime.serve.ask import Ask, Began, Engine, Extra, Item, Tries
 from scope_runtime.serve.errors import ApiError
 from scope_runtime.serve.jobs import Of
 from scope_runtime.serve.respond import event
@@ -118,6 +118,8 @@ def _said(of: Of[Item]) -> dict[str, Any]:
         return {"began": {"revision": item.revision, "interventions": item.interventions}}
     if isinstance(item, Piece):
         return {"text": str(item)}
+    if isinstance(item, Extra):
+        return {"extra": dict(item.fields)}
     report = [each.record() for each in item.report]
     doses = [each["dose"]["max"] for each in report if each["what"] == "rule"]
     return {

@@ -13,6 +13,7 @@ from scope_runtime.metrics.families import Family
 
 if TYPE_CHECKING:
     from scope_runtime.alerts.manager import AlertManager
+    from scope_runtime.attached.runtime import AttachedRuntime
     from scope_runtime.audit.log import AuditLog
     from scope_runtime.drift import DriftSink
     from scope_runtime.lifecycle.manager import Lifecycle
@@ -92,6 +93,28 @@ def engine_reader(engine: Engine) -> Reader:
         yield (
             f.POLICY_INFO,
             [((name, revision), 1.0) for name, revision in sorted(engine.source.revisions.items())],
+        )
+
+    return read
+
+
+def attached_reader(runtime: AttachedRuntime) -> Reader:
+    """The hook's counters in a llama-server, and the requests at hand. While there is no server there are none."""
+
+    def read() -> Iterator[Reading]:
+        status = runtime.status
+        if status is not None:
+            yield _one(f.HOOK_SECONDS, status.hook_ns / 1e9)
+            yield _one(f.HOOK_TOKENS, status.n_columns)
+            yield _one(f.HOOK_UBATCHES, status.n_ubatches)
+            yield _one(f.UNMATCHED, status.n_unmatched)
+            yield _one(f.UNSTEERED, status.n_unsteered_columns)
+            yield _one(f.EVENTS_DROPPED, status.n_dropped)
+        yield _one(f.PROCESSING, runtime.n_running)
+        yield _one(f.ACKNOWLEDGED, runtime.acknowledged)
+        yield (
+            f.POLICY_INFO,
+            [((name, rev), 1.0) for name, rev in sorted(runtime.source.revisions.items())],
         )
 
     return read

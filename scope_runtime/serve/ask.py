@@ -10,7 +10,8 @@ from scope_runtime.events import Event, RevisionSpan
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.embedding import Vector
 from scope_runtime.llama.sampling import Sampling
-from scope_runtime.policy.model import Policy
+from scope_runtime.policy.model import Mode, Policy
+from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
 
@@ -50,8 +51,18 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
+class Extra:
+    """Something of a chat's answer that is no text of it, as OpenAI's ``delta`` has it: ``tool_calls``, reasoning."""
+
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """The end of an answer. ``finish_reason`` is the engine's: ``stop``, ``length``, ``abort`` or ``cancelled``."""
+    """The end of an answer.
+
+    ``finish_reason`` is the engine's: ``stop``, ``length``, ``tool_calls``, ``abort`` or ``cancelled``.
+    """
 
     finish_reason: str
     revisions: tuple[RevisionSpan, ...]
@@ -61,7 +72,12 @@ class Done:
     n_answer: int
 
 
-Item = Began | Piece | Done
+Item = Began | Piece | Extra | Done
+
+
+def changing(program: Program) -> int:
+    """Rules of a program that may change the residual."""
+    return sum(1 for rule in program.rules if rule.mode is Mode.ENFORCE and rule.alert is None)
 
 
 class Engine(Protocol):

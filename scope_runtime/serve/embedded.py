@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -16,11 +15,12 @@ from scope_runtime.events import RevisionSpan
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.engine import Generation
-from scope_runtime.policy.model import Mode, Policy
+from scope_runtime.policy.model import Policy
 from scope_runtime.program import Program
 from scope_runtime.runtime import GenerateOptions, Runtime
 from scope_runtime.select import ProgramSource
-from scope_runtime.serve.ask import Ask, AskVectors, Began, Done, Item, TextVector
+from scope_runtime.serve.ask import Ask, AskVectors, Began, Done, Item, TextVector, changing
+from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.errors import ApiError, no_embeddings
 
 T = TypeVar("T")
@@ -149,23 +149,6 @@ class Embedded:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._threads.shutdown)
         await loop.run_in_executor(None, self._runtime.close)
-
-
-def changing(program: Program) -> int:
-    """Rules of a program that may change the residual."""
-    return sum(1 for rule in program.rules if rule.mode is Mode.ENFORCE and rule.alert is None)
-
-
-def control_pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
-    """What matches a control token that is written out; None where there are none."""
-    return re.compile("|".join(map(re.escape, texts))) if texts else None
-
-
-def without_controls(text: str, controls: re.Pattern[str] | None) -> str:
-    """A stranger's text without control tokens, also without those that appear when others are taken out."""
-    while controls is not None and controls.search(text):
-        text = controls.sub("", text)
-    return text
 
 
 def _done(answer: Generation) -> Done:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from scope_runtime.serve.jobs import A, I, Job
 from scope_runtime.serve.keys import Holder, KeyRing
 from scope_runtime.serve.options import ServeOptions
 from scope_runtime.serve.queue import FairQueue
+from scope_runtime.told import tell
 from scope_runtime.types import StrEnum
 
 ANYBODY = Holder("anonymous", "", {})
@@ -154,4 +154,4 @@ class Gateway:
 def log_fault(error: BaseException) -> None:
     """A fault of ours, or of what is under us: whole, on stderr. Requests' texts are not in it."""
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    print("".join(lines).rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+    tell("".join(lines).rstrip())

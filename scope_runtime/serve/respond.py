@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from scope_runtime.llama.answer import Piece
-from scope_runtime.serve.ask import Ask, Began, Done, Item
+from scope_runtime.serve.ask import Ask, Began, Done, Extra, Item
 from scope_runtime.serve.errors import ApiError, JsonResponse, json_bytes
 from scope_runtime.serve.jobs import Job, Of
 from scope_runtime.serve.shapes import Shape, Told, finish_of, scope_data, usage
@@ -128,6 +128,8 @@ def _tell(told: Told, of: Of[Item]) -> None:
         told.began = item
     elif isinstance(item, Done):
         told.done = item
+    elif isinstance(item, Extra):
+        told.add(item.fields)
     else:
         told.text += item
         told.scores += item.scores
@@ -175,6 +177,8 @@ async def _chunks(
                     yield chunk(opening)
             elif isinstance(item, Piece):
                 yield chunk(shape.piece(index, one, str(item), item.scores, wanted.scored))
+            elif isinstance(item, Extra):
+                yield chunk(shape.extra(index, item.fields))
             _tell(one, of)
             if isinstance(item, Done):
                 left -= 1

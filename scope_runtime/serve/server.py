@@ -35,10 +35,14 @@ AT_ONCE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a process serves: an engine, and what its policies are controlled through (None: they never change)."""
+    """What a process serves: an engine, and what its policies are controlled through (None: they never change).
+
+    ``trouble``: why the engine cannot answer at the moment; None when it can.
+    """
 
     engine: Engine
     control: Control | None
+    trouble: Callable[[], str | None] = lambda: None
 
 
 class _Quiet(uvicorn.Server):
@@ -97,15 +101,18 @@ class _Process:
         self._ready = ready
         self._supervisor = supervisor
         self._control: Control | None = None
-        self._gateway = Gateway(options, model, keys, self._stale, self._unrecorded)
+        self._trouble: Callable[[], str | None] = lambda: None
+        self._gateway = Gateway(options, model, keys, self._stale, self._unable)
         self._asked_to_end = asyncio.Event()
         self._at_once = asyncio.Event()
 
     def _stale(self) -> str | None:
         return self._control.stale() if self._control is not None else None
 
-    def _unrecorded(self) -> str | None:
-        return self._control.unrecorded() if self._control is not None else None
+    def _unable(self) -> str | None:
+        """Why no request can be answered at the moment, or none put on record."""
+        unrecorded = self._control.unrecorded() if self._control is not None else None
+        return self._trouble() or unrecorded
 
     async def run(self, public: socket.socket, admin: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
@@ -135,7 +142,7 @@ class _Process:
         loading = loop.run_in_executor(None, self._opener, self._keys)
         opened = await loading
         try:
-            self._control = opened.control
+            self._control, self._trouble = opened.control, opened.trouble
             if opened.control is not None:
                 opened.control.handle_signals(loop, self._supervisor)
                 opened.control.count(self._gateway)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scope_runtime.llama.answer import TokenScore
 from scope_runtime.serve.ask import Began, Done
 
 # ``abort`` has no name of its own there; ``content_filter`` is what clients take for "ended by the server".
-_FINISH = {"stop": "stop", "length": "length", "abort": "content_filter", "cancelled": "stop"}
+_FINISH = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "abort": "content_filter",
+    "cancelled": "stop",
+}
 
 
 def finish_of(done: Done) -> str:
@@ -26,6 +32,22 @@ class Told:
     scores: tuple[TokenScore, ...] = ()
     began: Began | None = None
     done: Done | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        """Puts what came in pieces together: texts are continued, calls by their index."""
+        for name, value in fields.items():
+            if name != "tool_calls":
+                self.extra[name] = self.extra.get(name, "") + (value or "")
+                continue
+            calls = self.extra.setdefault(name, [])
+            for call in value:
+                while len(calls) <= call["index"]:
+                    calls.append({"function": {"name": "", "arguments": ""}})
+                known, about = calls[call["index"]], call.get("function", {})
+                known |= {key: call[key] for key in ("id", "type") if call.get(key)}
+                for key in ("name", "arguments"):
+                    known["function"][key] += about.get(key) or ""
 
 
 class Shape(Protocol):
@@ -50,6 +72,9 @@ class Shape(Protocol):
     ) -> dict[str, Any]:
         """The next piece of an answer of which ``before`` was told."""
 
+    def extra(self, index: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a stream, what is no text."""
+
     def end(self, index: int, finish: str) -> dict[str, Any]:
         """What a stream ends an answer with."""
 
@@ -62,7 +87,8 @@ class Chat:
     chunk_name = "chat.completion.chunk"
 
     def whole(self, index: int, told: Told, scored: bool) -> dict[str, Any]:
-        message = {"role": "assistant", "content": told.text, "refusal": None}
+        content = told.text if told.text or not told.extra else None
+        message = {"role": "assistant", "content": content, "refusal": None, **told.extra}
         finish = finish_of(told.done) if told.done else None
         return {
             "index": index,
@@ -79,6 +105,9 @@ class Chat:
     ) -> dict[str, Any]:
         told = self._scores(scores) if scored else None
         return self._choice(index, {"content": text}, told, None)
+
+    def extra(self, index: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return self._choice(index, dict(fields), None, None)
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
         return self._choice(index, {}, None, finish)
@@ -121,6 +150,9 @@ class Completion:
         offset = sum(len(_text(score)) for score in before.scores)
         logprobs = self._scores(scores, offset) if scored else None
         return self._choice(index, text, logprobs, None)
+
+    def extra(self, index: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError("a completion is text alone")
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
         return self._choice(index, "", None, finish)

@@ -169,7 +169,7 @@ def check_json_schema(at: Endpoint) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
     with at.openai() as client:
         answer = client.chat.completions.create(
-            model=at.model, messages=MESSAGES, max_tokens=64, seed=1, response_format=form
+            model=at.model, messages=MESSAGES, max_tokens=256, seed=1, response_format=form
         )
     read = json.loads(answer.choices[0].message.content)
     assert set(read) == {"n", "sea"}

@@ -23,6 +23,9 @@ from tests.conftest import ROOT
 MODEL = ROOT / "examples" / "tiny-qwen3" / "tiny-qwen3-q8_0.gguf"
 USER, OTHER, ADMIN = "scope-user-key", "scope-other-key", "scope-admin-key"
 
+HANGS_S = 300
+"""After which something hangs. It bounds no test that passes, on however slow a machine."""
+
 KEYS = f"""\
 apiVersion: scope/v1
 kind: Keys
@@ -55,7 +58,7 @@ class Server:
     """A running ``scope serve``.
 
     Attributes:
-        said: its lines on stderr, as they come.
+        said: its lines on stderr, as they come; ``ended``: there are no more, and there is no process.
     """
 
     folder: Path
@@ -65,6 +68,7 @@ class Server:
     model: str = "tiny"
     key: str = USER
     said: list[str] = field(default_factory=list)
+    ended: bool = False
     told: threading.Condition = field(default_factory=threading.Condition)
 
     def client(self, key: str | None = USER) -> httpx.Client:
@@ -87,27 +91,28 @@ class Server:
             with self.told:
                 self.said.append(line.rstrip("\n"))
                 self.told.notify_all()
+        # Its stderr closes a moment before it has ended.
+        self.process.wait()
         with self.told:
+            self.ended = True
             self.told.notify_all()
 
-    def wait_for(self, start: str) -> str:
-        """The rest of the first line that begins so."""
+    def wait_for(self, start: str, n: int = 1) -> str:
+        """The rest of the n-th line that begins so. As long as the process runs it may yet come."""
 
-        def found() -> str | None:
-            return next((s.removeprefix(start) for s in self.said if s.startswith(start)), None)
+        def found() -> list[str]:
+            return [line.removeprefix(start) for line in self.said if line.startswith(start)]
 
         with self.told:
-            came = self.told.wait_for(
-                lambda: found() is not None or self.process.poll() is not None, timeout=60
-            )
-        line = found()
+            came = self.told.wait_for(lambda: len(found()) >= n or self.ended, timeout=HANGS_S)
+            lines = found()
         assert came, f"{start!r} did not come: {self.said}"
-        assert line is not None, f"ended before {start!r}: {self.said}"
-        return line
+        assert len(lines) >= n, f"ended before {start!r}: {self.said}"
+        return lines[n - 1]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=HANGS_S)
 
 
 def furnish(folder: Path, config: str = CONFIG, keys: str = KEYS) -> None:
@@ -147,7 +152,7 @@ def serving(
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=60)
+                process.wait(timeout=HANGS_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from scope_runtime.errors import ScopeError
 from scope_runtime.serve.ask import Ask
-from scope_runtime.serve.embedded import control_pattern, without_controls
+from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.errors import ApiError
 from scope_runtime.serve.parse import asks_of
 from scope_runtime.serve.schemas import ChatRequest, CompletionRequest

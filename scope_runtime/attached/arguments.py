@@ -1,0 +1,123 @@
+"""What a user may say to their llama-server, and what only the gateway may."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scope_runtime.errors import UsageError
+
+_MODEL = ("-m", "--model")
+_OURS = "the gateway reaches the server by an address, a key and routes of its own"
+_ROUTER = "a router loads its models in other processes, where the hook is not"
+_FILE = "policies are held against the model's file, so it must be one: give -m FILE"
+_STEERS = "it steers, and what no policy says is not on record"
+_KV = "it would use KV that was computed under another policy"
+_TOOLS = "it lets the server act by itself, around the gateway"
+_OTHER = "the server would do something else than answer"
+_SLEEPS = "a model that is loaded again is a context that nobody has proved"
+
+_REASONS: Mapping[str, str] = {
+    _OURS: "--host --port --reuse-port --api-key --api-key-file --ssl-key-file --ssl-cert-file --api-prefix --path "
+    "--no-slots --props",
+    _ROUTER: "--models-dir --models-preset --models-max --models-autoload --no-models-autoload",
+    _FILE: "-mu --model-url -dr --docker-repo -hf -hfr --hf-repo -hff --hf-file --embd-gemma-default "
+    "--gpt-oss-20b-default --gpt-oss-120b-default --vision-gemma-4b-default --fim-qwen-1.5b-default "
+    "--fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec --fim-qwen-14b-spec --fim-qwen-30b-default",
+    _STEERS: "--control-vector --control-vector-scaled --control-vector-layer-range",
+    _KV: "-cram --cache-ram --cache-reuse --slot-save-path --cache-idle-slots",
+    _TOOLS: "--tools --tools-runtime --mcp-servers-config --mcp-servers-json -ag --agent "
+    "--ui-mcp-proxy --webui-mcp-proxy",
+    _OTHER: "-h --help --usage --version -cl --cache-list --completion-bash --list-devices --embedding --embeddings "
+    "--rerank --reranking",
+    _SLEEPS: "--sleep-idle-seconds",
+}
+REFUSED: Mapping[str, str] = {
+    flag: reason for reason, flags in _REASONS.items() for flag in flags.split()
+}
+"""Arguments that a user may not give, and why."""
+
+_ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCommand:
+    """A llama-server as its user wants it.
+
+    Attributes:
+        program: the file to run.
+        model: the GGUF file that it is to load.
+        arguments: the user's own, the model's among them.
+    """
+
+    program: Path
+    model: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of everything that makes a running server this one: a changed program file is another."""
+        about = self.program.stat()
+        told = [
+            str(self.program),
+            about.st_size,
+            about.st_mtime_ns,
+            *self.arguments,
+            str(Path.cwd()),
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def argv(self, port: int, key_file: Path) -> list[str]:
+        """The whole command line."""
+        ours = ["--host", "127.0.0.1", "--port", str(port), "--api-key-file", str(key_file)]
+        return [str(self.program), *self.arguments, *ours, "--cache-ram", "0", "--slots"]
+
+
+def server_command(
+    program: str | Path, model: Path | None, arguments: Sequence[str]
+) -> ServerCommand:
+    """Checks a user's arguments.
+
+    Args:
+        program: a path, or a name on the PATH.
+        model: the model, where it is not among the arguments.
+
+    Raises:
+        UsageError: there is no such program, no model, or an argument that only the gateway may give.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise UsageError(
+            "llama-server cannot be run",
+            found=str(program),
+            expected="an executable file, or a name on the PATH",
+        )
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag in REFUSED:
+            raise UsageError(f"{flag} cannot be given to llama-server here: {REFUSED[flag]}")
+    named = [
+        Path(value)
+        for flag, value in zip(arguments, [*arguments[1:], ""], strict=False)
+        if flag in _MODEL and value
+    ]
+    if named and model is not None and named != [model]:
+        raise UsageError("two models are given", found=f"{model} and {named[-1]}")
+    if not named and model is None:
+        raise UsageError("no model is given", hint="Give it to llama-server: -- -m FILE")
+    if len(named) > 1:
+        raise UsageError("two models are given", found=" and ".join(map(str, named)))
+    if model is not None and not named:
+        arguments = ["--model", str(model), *arguments]
+    return ServerCommand(Path(found).absolute(), model or named[0], tuple(arguments))
+
+
+def server_environment(hook: Mapping[str, str]) -> dict[str, str]:
+    """The environment for the server: ours, without variables that would be arguments, and with the hook's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_ENVIRONMENT)}
+    return {**kept, **hook}

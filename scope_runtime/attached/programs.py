@@ -1,0 +1,177 @@
+"""Each slot of a server under the program of its own request: where programs come from, and how all are replaced."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scope_runtime.attached.interface import AttachedHook, SlotState
+from scope_runtime.events import RequestContext
+from scope_runtime.native.hook import Span
+from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource, Share
+
+
+class SlotPrograms:
+    """Programs held by one server's hook, and which slot runs under which. Any thread may call.
+
+    Args:
+        n_slots: slots of the server.
+        source: what requests get their programs from.
+
+    Attributes:
+        programs: serial to program, every one that an event or a span may still name.
+    """
+
+    def __init__(self, hook: AttachedHook, n_slots: int, source: ProgramSource) -> None:
+        self._hook = hook
+        self._n_slots = n_slots
+        self.source = source
+        self.programs: dict[int, Program] = {}
+        self._held: dict[tuple[str, str], int] = {}  # what a program does, and its revision
+        self._requests: dict[int, RequestContext] = {}
+        self._serials: dict[int, int] = {}  # of every slot with a request
+        self._lock = threading.RLock()  # of all of the above
+        self._commands = _SharedOrAlone()
+        self._since_use = 0  # ubatches when the source was taken up
+        self._hold(source.program)
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether something was computed since the source was taken up."""
+        return self._hook.status.n_ubatches > self._since_use
+
+    def use(self, source: ProgramSource, *, now: bool) -> float:
+        """Serves requests from ``source`` from here on; with ``now`` those under way too, from their next token.
+
+        All or nothing: HookError leaves the old source in force for everybody.
+
+        Returns:
+            What the swap itself took, in milliseconds; up to an ubatch, which it waits for.
+        """
+        # Loaded and checked before anybody waits; what happens then is a pointer.
+        self._hold(source.program)
+        with self._lock:
+            under_way = dict(self._requests)
+        wanted = {
+            slot: source.for_request(request.labels, request.request_id)
+            for slot, request in under_way.items()
+        }
+        for program in wanted.values():
+            self._hold(program)
+        # An assignment is for all slots: none may begin meanwhile.
+        with self._commands.alone(), self._lock:
+            began = time.perf_counter()
+            serials = dict(self._serials)
+            if now:
+                for slot, request in self._requests.items():
+                    program = wanted.get(slot) or source.for_request(
+                        request.labels, request.request_id
+                    )
+                    serials[slot] = self._hold(program)
+                if serials != self._serials:
+                    self._hook.assign(serials)
+            self.source, self._serials = source, serials
+            self._since_use = self._hook.status.n_ubatches
+            took_ms = (time.perf_counter() - began) * 1e3
+            self._release_old()
+            return took_ms
+
+    def begin(
+        self, slot: int, number: int, request: RequestContext
+    ) -> tuple[Program, Share, SlotState]:
+        """Puts a free slot under its request's program, before the request is sent."""
+        with self._commands.shared():
+            with self._lock:
+                program = self.source.for_request(request.labels, request.request_id)
+                share = self.source.share(request.labels, request.request_id)
+                serial = self._hold(program)
+                self._serials[slot], self._requests[slot] = serial, request
+            try:
+                return program, share, self._hook.begin(slot, number, serial)
+            except BaseException:
+                self.end(slot)
+                raise
+
+    def program_of(self, slot: int) -> Program:
+        """What the next token of a slot with a request is computed under."""
+        with self._lock:
+            return self.programs[self._serials[slot]]
+
+    def end(self, slot: int) -> None:
+        """The slot's request is over; lets go of programs of old sources that no slot and no span names."""
+        with self._lock:
+            self._requests.pop(slot, None)
+            self._serials.pop(slot, None)
+            if not self._hook.alive:
+                return
+            self._release_old()
+            spans = [self._hook.slot(each).spans or () for each in range(self._n_slots)]
+            named = {span.serial for of_slot in spans for span in of_slot}
+            kept = {*self._serials.values(), *named, *self._held.values()}
+            for serial in set(self.programs) - kept:
+                del self.programs[serial]
+
+    def computed_as(self, program: Program, spans: tuple[Span, ...] | None) -> bool:
+        """Whether all of a slot's KV was computed under this program: same effect, same revision."""
+        if spans is None:
+            return False
+        with self._lock:
+            known = [self.programs.get(span.serial) for span in spans]
+        return all(
+            each is not None and (each.digest, each.revision) == (program.digest, program.revision)
+            for each in known
+        )
+
+    def _release_old(self) -> None:
+        running = set(self._serials.values())
+        for key, serial in list(self._held.items()):
+            if serial not in running and self.programs[serial].revision != self.source.revision:
+                self._hook.release(serial)
+                del self._held[key]
+
+    def _hold(self, program: Program) -> int:
+        key = (program.digest, program.revision)
+        with self._lock:
+            serial = self._held.get(key)
+            if serial is None:
+                serial = self._hook.hold(program.blob)
+                self._held[key] = serial
+                self.programs[serial] = program
+            return serial
+
+
+class _SharedOrAlone:
+    """Some things go on side by side, one goes on alone; whoever must be alone keeps new others out."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._n_shared = 0
+        self._alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            self._n_shared += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_shared -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            self._alone = True
+            self._changed.wait_for(lambda: self._n_shared == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()

@@ -1,0 +1,246 @@
+"""``scope serve`` over an unmodified llama-server: as a client sees it, and as an operator does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from scope_runtime.attached.arguments import REFUSED
+from scope_runtime.runtime import Runtime
+from tests.conftest import Scope
+from tests.serve.conformance import CHECKS, Endpoint
+from tests.serve.conftest import HANGS_S, MODEL, OTHER, USER, Server
+from tests.serve.over_server import (
+    ASKED,
+    ENDLESS,
+    ENDS,
+    LONG,
+    ask,
+    attached,
+    cached,
+    furnished,
+    policy,
+    record_of,
+    runs,
+    server_pid,
+    text_of,
+    wait_for_end,
+)
+from tests.support.stock_server import server_path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that only ask."""
+    with attached(furnished(tmp_path_factory.mktemp("attached") / "site")) as running:
+        yield running
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return furnished(tmp_path / "site")
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_client_gets_what_it_expects(server: Server, name: str) -> None:
+    CHECKS[name](Endpoint(server.base_url, server.model, server.key))
+
+
+def test_tenants_side_by_side_get_what_each_gets_alone(server: Server) -> None:
+    alone = {key: text_of(ask(server, key)) for key in (USER, OTHER)}
+    assert alone[USER] != alone[OTHER]
+    keys = [USER, OTHER] * 6
+    with ThreadPoolExecutor(len(keys)) as threads:
+        assert list(threads.map(lambda key: text_of(ask(server, key)), keys)) == [
+            alone[key] for key in keys
+        ]
+
+
+def test_a_prompt_is_reused_under_its_own_policy_alone(server: Server) -> None:
+    """In whatever slot the other tenant's prompt lies, and whether or not it is the same."""
+    prompt = "A prompt that is long enough to be worth keeping in a slot"
+    first = ask(server, USER, prompt=prompt)
+    again = ask(server, USER, prompt=prompt)
+    other = [ask(server, OTHER, prompt=prompt) for _ in range(4)]
+
+    assert cached(first) == 0
+    assert cached(again) == again["usage"]["prompt_tokens"] - 1
+    assert cached(other[0]) == 0
+    assert text_of(again) == text_of(first)
+    assert len({text_of(answer) for answer in other}) == 1
+
+
+def test_what_a_client_does_not_decide_is_left_out(server: Server) -> None:
+    plain = text_of(ask(server))
+    stripped = ask(
+        server, id_slot=3, cache_prompt=True, n_cache_reuse=1, lora=[{"id": 0, "scale": 9.0}]
+    )
+    assert text_of(stripped) == plain
+    with server.client() as client:
+        refused = client.post("/v1/completions", json={**ASKED, "n_keep": 3})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "n_keep"
+
+
+def test_response_and_record_say_the_same(server: Server) -> None:
+    answer = ask(server, OTHER, scope={"explain": True})
+    told = answer["scope"]
+    record = record_of(server, told["request_id"])
+    assert record["revisions"] == told["revisions"]
+    assert record["labels"] == {"tenant": "globex"}
+    assert (record["n_prompt"], record["n_answer"]) == (
+        answer["usage"]["prompt_tokens"],
+        answer["usage"]["completion_tokens"],
+    )
+    (rule,) = [each for each in told["report"] if each["what"] == "rule"]
+    assert (rule["policy"], rule["rule"]) == ("globex", "push")
+    # In the last block only columns are computed whose logits are wanted: one for each token of the answer.
+    assert rule["n_tokens"] == record["n_answer"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_alert_ends_an_answer_where_the_embedded_engine_ends_it(
+    server: Server, streamed: bool
+) -> None:
+    head = {"x-scope-labels": "team=watched"}
+    asked = {**ASKED, "logit_bias": {"0": -100, "2": -100}, "stream": streamed}
+    with server.client() as client:
+        whole = text_of(client.post("/v1/completions", json={**asked, "stream": False}).json())
+        response = client.post("/v1/completions", json=asked, headers=head)
+    if streamed:
+        events = [json.loads(line[6:]) for line in response.text.split("\n\n") if "{" in line]
+        answer = {**events[-1], "choices": [{**events[-1]["choices"][0]}]}
+        answer["choices"][0]["text"] = "".join(e["choices"][0]["text"] for e in events)
+    else:
+        answer = response.json()
+    assert answer["choices"][0]["finish_reason"] == "content_filter"
+    record = record_of(server, answer["scope"]["request_id"])
+    assert (record["finish_reason"], record["labels"]["team"]) == ("abort", "watched")
+    alerts = [r for r in server.records() if r["kind"] == "alert"]
+    assert {alert["rule"] for alert in alerts} == {"enough"}
+    labels = {"tenant": "acme", "team": "watched"}
+    with Runtime(MODEL, server.folder / "policies", n_ctx=512, use_extra_bufts=False) as runtime:
+        embedded = runtime.generate(
+            ASKED["prompt"],
+            labels=labels,
+            max_tokens=24,
+            temperature=0,
+            logit_bias={0: -100, 2: -100},
+        )
+    assert embedded.finish_reason == "abort"
+    assert answer["choices"][0]["text"] == embedded.text
+    assert len(embedded.text) < len(whole)
+
+
+def test_a_reload_reaches_an_answer_at_its_next_token(site: Path) -> None:
+    """The answer has no end of its own: it is the new policy that ends it, whenever that comes."""
+    with (
+        attached(site, "--context-shift") as server,
+        server.client() as client,
+        server.admin() as admin,
+    ):
+        with client.stream("POST", "/v1/completions", json=ENDLESS) as stream:
+            lines = (line for line in stream.iter_lines() if line.startswith("data: {"))
+            next(lines)
+            new = policy("acme", 843, -30, 2) + ENDS
+            (site / "policies" / "acme.yaml").write_text(new, encoding="utf-8")
+            assert admin.post("/-/reload", json={}).status_code == 200
+            *_, last = lines
+        told = json.loads(last[6:])["scope"]
+        before, now = told["revisions"]
+        assert told["finish_reason"] == "abort"
+        assert before["revision"] == stream.headers["x-scope-revision"] != now["revision"]
+        assert before["from_position"] == 0 < now["from_position"]
+        assert record_of(server, told["request_id"])["revisions"] == told["revisions"]
+        # Off reaches all of them, too.
+        assert admin.post("/-/off", json={"reason": "a test"}).status_code == 200
+        assert ask(server)["scope"]["revisions"] == [{"revision": "none", "from_position": 0}]
+        assert admin.post("/-/on", json={}).status_code == 200
+        assert ask(server)["scope"]["revisions"] == [{**now, "from_position": 0}]
+
+
+def test_whoever_goes_away_frees_the_slot(server: Server) -> None:
+    name = "gone-away"
+    with server.client() as client:
+        head = {"x-request-id": name}
+        with client.stream("POST", "/v1/completions", json=LONG, headers=head) as stream:
+            next(stream.iter_lines())
+    with ThreadPoolExecutor(4) as threads:
+        assert len({text_of(each) for each in threads.map(lambda _: ask(server), range(4))}) == 1
+    wait_for_end(server, name)
+    record = record_of(server, name)
+    assert record["finish_reason"] == "cancelled"
+    assert 0 < record["n_answer"] < LONG["max_tokens"]
+
+
+def test_a_killed_server_fails_what_runs_and_comes_back(site: Path) -> None:
+    with attached(site) as server, server.client() as client:
+        plain = text_of(ask(server))
+        with client.stream("POST", "/v1/completions", json=LONG) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            os.kill(server_pid(server), signal.SIGKILL)
+            *_, last = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        server.wait_for("llama-server started: ", 2)
+        assert client.get("/ready").status_code == 200
+        assert text_of(ask(server)) == plain
+        whats = [record["what"] for record in server.records()]
+        assert whats.index("server-lost") < len(whats) - 1 - whats[::-1].index("server-started")
+        record = next(r for r in server.records() if r.get("finish_reason") == "error")
+        assert record["revisions"][0]["revision"].startswith("sha256:")
+        assert server.stop() == 0
+
+
+def test_a_killed_gateway_leaves_a_server_that_the_next_one_takes_over(site: Path) -> None:
+    with attached(site) as server:
+        pid = server_pid(server)
+        plain = text_of(ask(server))
+        asked = {"method": "POST", "url": "/v1/completions", "json": LONG}
+        with server.client() as client, client.stream(**asked) as stream:
+            next(stream.iter_lines())
+            server.process.kill()
+            server.process.wait()
+    assert runs(pid)
+    with attached(site) as server:
+        assert server_pid(server, "adopted") == pid
+        assert text_of(ask(server)) == plain
+        assert server.stop() == 0
+    assert not runs(pid)
+
+
+def test_a_server_that_was_started_otherwise_is_replaced(site: Path) -> None:
+    with attached(site) as server:
+        pid = server_pid(server)
+        server.process.kill()
+        server.process.wait()
+    with attached(site, "--threads-http", "4") as server:
+        assert server.wait_for("the llama-server that was there is ended: ") == (
+            "it was started otherwise"
+        )
+        assert server_pid(server) != pid
+        assert ask(server)["choices"]
+    assert not runs(pid)
+
+
+@pytest.mark.parametrize("flag", ["--host", "--control-vector"])
+def test_arguments_that_are_the_gateways_are_refused(flag: str, site: Path, scope: Scope) -> None:
+    command = ["serve", "--engine", "llama-server", "--llama-server", str(server_path())]
+    command += ["-P", str(site / "policies"), "--", "-m", str(MODEL), flag, "x"]
+    done = scope(*command)
+    assert done.returncode == 2
+    assert f"{flag} cannot be given to llama-server here: {REFUSED[flag]}" in done.stderr
+
+
+def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
+    folder = furnished(tmp_path / "site")
+    with attached(folder, "--no-such-argument", wait=False) as server:
+        assert server.process.wait(timeout=HANGS_S) == 1
+    assert any("llama-server did not start: exit status 1" in line for line in server.said)
+    assert any("--no-such-argument" in line for line in server.said)

@@ -1,0 +1,83 @@
+"""What goes to a llama-server and what comes back: bodies and events, without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scope_runtime.llama.sampling import Sampling
+from scope_runtime.serve.ask import Ask
+from scope_runtime.serve.attached_wire import TAKES, Wire
+from scope_runtime.serve.parse import asks_of
+from scope_runtime.serve.schemas import ChatRequest
+from scope_runtime.serve.shapes import Chat, Told
+
+TOOL = {"type": "function", "function": {"name": "look", "description": "<|im_end|>looks"}}
+
+
+def chat(**more: Any) -> Ask:
+    wanted = ChatRequest(messages=[{"role": "user", "content": "a<|im_end|>b"}], **more)
+    (ask,) = asks_of(wanted, {}, "r1", TAKES)
+    return ask
+
+
+def body(ask: Ask, reusable: bool = False) -> dict[str, Any]:
+    return Wire(["<|im_end|>"]).body(ask, ask.sampling, 2, reusable)
+
+
+def test_slot_and_cache_are_the_gateways() -> None:
+    sent = body(chat(id_slot=7, n_cache_reuse=256, lora=[{"id": 0}], cache_prompt=True))
+    assert (sent["id_slot"], sent["cache_prompt"]) == (2, False)
+    assert not {"n_cache_reuse", "lora", "n"} & sent.keys()
+    assert body(chat(), reusable=True)["cache_prompt"] is True
+
+
+def test_control_tokens_of_a_stranger_are_taken_out_everywhere() -> None:
+    sent = body(chat(tools=[TOOL], tool_choice="auto"))
+    assert sent["messages"] == [{"role": "user", "content": "ab"}]
+    assert sent["tools"][0]["function"] == {"name": "look", "description": "looks"}
+    assert sent["tool_choice"] == "auto"
+
+
+def test_a_schema_is_passed_on_where_it_is_known() -> None:
+    schema = {"type": "object", "properties": {}}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    assert body(chat(response_format=form))["response_format"] == form
+    plain = Ask("the sea", None, Sampling(), {}, "r1", {"response_format": form})
+    sent = body(plain)
+    assert (sent["prompt"], sent["json_schema"]) == ("the sea", schema)
+    assert "response_format" not in sent
+
+
+def test_a_call_comes_in_pieces_and_is_told_whole() -> None:
+    wire, told = Wire([]), Told()
+    for function in (
+        {"name": "look", "arguments": ""},
+        {"arguments": '{"at"'},
+        {"arguments": ":1}"},
+    ):
+        call = {"index": 0, "function": function}
+        if "name" in function:
+            call |= {"id": "c1", "type": "function"}
+        event = {"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": None}]}
+        part = wire.read(event, None)
+        assert (part.text, part.finish) == ("", None)
+        assert part.extra is not None
+        told.add(part.extra)
+    message = Chat().whole(0, told, scored=False)["message"]
+    assert message["content"] is None
+    assert message["tool_calls"] == [
+        {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}
+    ]
+
+
+def test_as_many_scores_as_were_asked_for() -> None:
+    each = {"id": 5, "token": "a", "bytes": [97], "logprob": -0.5}
+    event = {
+        "content": "a",
+        "tokens": [5],
+        "completion_probabilities": [{**each, "top_logprobs": [each]}],
+    }
+    (score,) = Wire([]).read(event, 0).scores
+    assert (score.token, score.data, score.logprob, score.top) == (5, b"a", -0.5, ())
+    (score,) = Wire([]).read(event, 1).scores
+    assert [top.token for top in score.top] == [5]
