@@ -75,7 +75,11 @@ function useTab() {
     addEventListener("hashchange", change);
     return () => removeEventListener("hashchange", change);
   }, []);
-  return [tab, (name) => { location.hash = name; }];
+  const choose = (name) => {
+    location.hash = name;
+    setTab(name);
+  };
+  return [tab, choose];
 }
 
 /** Arrow keys move between tabs, as the pattern for tabs asks. */
@@ -84,7 +88,8 @@ function Tabs({ tab, choose }) {
   const move = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const names = TABS.map(([name]) => name);
-    const to = step ? (names.indexOf(tab) + step + names.length) % names.length : { Home: 0, End: names.length - 1 }[event.key];
+    const at = [...list.current.children].indexOf(event.target);
+    const to = step ? (at + step + names.length) % names.length : { Home: 0, End: names.length - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     choose(names[to]);

@@ -8,8 +8,8 @@ import { get } from "./api.js";
 
 export const html = htm.bind(h);
 
-/** Asks for a path, and again every so often while the page is looked at. */
-export function useData(path, { query = {}, every = 0 } = {}) {
+/** Asks for a path: again when `on` is another, and every so often while the page is looked at. */
+export function useData(path, { query = {}, every = 0, on = null } = {}) {
   const [state, setState] = useState({ data: null, error: null });
   const asked = JSON.stringify(query);
   const load = useCallback(async () => {
@@ -25,7 +25,7 @@ export function useData(path, { query = {}, every = 0 } = {}) {
     if (!every) return undefined;
     const timer = setInterval(() => document.hidden || load(), every);
     return () => clearInterval(timer);
-  }, [load, every]);
+  }, [load, every, on]);
   return { ...state, load };
 }
 

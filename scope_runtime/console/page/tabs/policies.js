@@ -8,7 +8,7 @@ import {
   Badge, Button, Card, Dialog, Digest, Empty, ErrorBox, html, Loading, MODE_TONES, place, Table, Time, useAction, useData,
 } from "../ui.js";
 
-const DISK_MS = 5000;
+const DISK_MS = 30000; // each look compiles; what changes is seen by the server, and tells itself in the status
 
 /** A question before something that all users feel; the reason goes on record. */
 function Confirm({ title, children, path, body = {}, say, danger = false, onDone, onClose }) {
@@ -72,7 +72,7 @@ function InForce({ status, ask }) {
 }
 
 function Rules({ revision }) {
-  const { data, error } = useData("/-/rules", { query: { revision } });
+  const { data, error } = useData("/-/rules", { on: revision });
   if (error) return html`<${ErrorBox} error=${error} />`;
   if (!data || !data.rules.length) return null;
   const rows = data.rules.map((rule) => ({
@@ -89,8 +89,9 @@ function Rules({ revision }) {
 }
 
 function Disk({ status, ask }) {
-  const { data: plan, error } = useData("/-/plan", { every: DISK_MS });
   const last = status.last_reload;
+  const { ok, refused } = status.reloads;
+  const { data: plan, error } = useData("/-/plan", { every: DISK_MS, on: `${ok} ${refused} ${status.loaded}` });
   const actions = html`<${Button} onClick=${() => ask("reload")}>Reload<//>`;
   if (error) {
     return html`<${Card} tone="warning" title="On disk" about="A reload would be refused; what is in force stays." actions=${actions}>
@@ -99,7 +100,7 @@ function Disk({ status, ask }) {
   }
   if (!plan) return html`<${Card} title="On disk"><${Loading} what="what lies on disk" /><//>`;
   const since = last && html`Last reload <${Time} at=${last.time} />, by ${last.trigger}${last.error ? ": refused" : ""}. `;
-  const counts = `${status.reloads.ok} done, ${status.reloads.refused} refused since the start.`;
+  const counts = `${ok} done, ${refused} refused since the start.`;
   return html`<${Card} title="On disk" actions=${actions}
     about=${html`${plan.changes ? "Not what is in force: a reload would change this." : "The same as what is loaded."} ${since}${counts} Noticed by ${status.hints}.`}>
     ${plan.changes && html`<${Diff} diff=${plan.diff} />`}
