@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
@@ -19,6 +19,7 @@ from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.llama.context import ContextOptions
 from scope_runtime.llama.embedding import Embedder, Embedding
 from scope_runtime.llama.engine import Began, Engine, Generation
+from scope_runtime.llama.observe import Observed
 from scope_runtime.llama.parallel import Parallel
 from scope_runtime.llama.probe import Proof
 from scope_runtime.llama.room import beyond_training
@@ -413,9 +414,7 @@ class Runtime:
         **options: Unpack[GenerateOptions],
     ) -> Generation | Iterator[str | Generation]:
         """Answers messages through the model's chat template; a bare string is one user message."""
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        return self._answer(self._engine.encode_chat(messages), stream, options)
+        return self._answer(self.tokenize_chat(messages), stream, options)
 
     def _answer(
         self, tokens: Sequence[int], stream: bool, options: GenerateOptions
@@ -499,6 +498,24 @@ class Runtime:
             )
         return self._embedder
 
+    def observe(
+        self,
+        tokens: Sequence[int],
+        layers: Iterable[int],
+        labels: Mapping[str, str] | None = None,
+        *,
+        n_prompt: int | None = None,
+        n_next: int = 0,
+    ) -> Observed:
+        """Residuals of tokens at some layers, and the likeliest next tokens, under the active policy; computed afresh.
+
+        Args:
+            layers: 0-based blocks whose output is wanted, or `EMBEDDING`; before the policy's change there.
+            n_prompt: as in ``logits``; what follows is read token by token, as an answer is.
+            n_next: how many next tokens to list with each token.
+        """
+        return self._engine.observe(tokens, layers, check_labels(labels or {}), n_prompt, n_next)
+
     @property
     def n_vocab(self) -> int:
         """Tokens that the model knows; their ids are 0 to n_vocab - 1."""
@@ -512,6 +529,16 @@ class Runtime:
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, as ``generate`` would see it."""
         return self._engine.encode_prompt(text)
+
+    def tokenize_chat(self, messages: str | Sequence[Message]) -> list[int]:
+        """Token ids of messages through the model's chat template, as ``chat`` would see them."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self._engine.encode_chat(messages)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, control tokens written out; of several tokens only the whole need be UTF-8."""
+        return self._engine.context.piece(token, special=True)
 
     def control_texts(self) -> list[str]:
         """Texts that a prompt must not have where a stranger wrote it: they count as control tokens."""

@@ -19,7 +19,7 @@ from scope_runtime.cli import main as cli
 from scope_runtime.cli.commands import COMMANDS, load
 from scope_runtime.cli.explain import amount
 from scope_runtime.cli.options import parse_labels
-from scope_runtime.cli.report import visible
+from scope_runtime.visible import visible
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, UsageError
 from scope_runtime.policy.model import Op, Positions, PositionsOf, Rollout, Rule, Unit, When
 from tests.conftest import Scope, Tiny

@@ -272,7 +272,7 @@ def _texts(*pairs: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from scope_runtime.cli.report import visible
+    from scope_runtime.visible import visible
 
     table = Table(expand=True, pad_edge=False)
     for title in pairs[::2]:

@@ -28,6 +28,8 @@ COMMANDS = {
     "find": Entry("find", "find", "Find the features that a behaviour hangs on."),
     "label": Entry("label", "label", "List or write the labels of a pack."),
     "diff": Entry("diff", "diff", "Say what changes from one policy to another."),
+    "trace": Entry("trace", "trace", "Show which features a text lights up, token by token."),
+    "compare": Entry("compare", "compare", "Say which features differ between texts or models."),
     "run": Entry("run", "run", "Generate an answer under a policy."),
     "bench": Entry("bench", "bench", "Measure tokens a second with a policy on and off."),
     "host": Entry("host", "host", "Answer prompts under policies that may change."),

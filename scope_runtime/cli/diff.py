@@ -204,7 +204,7 @@ def _print_recording(found: RecordingDiff) -> None:
 
 
 def _print_answers(answers: list[dict[str, Any]]) -> None:
-    from scope_runtime.cli.report import visible
+    from scope_runtime.visible import visible
 
     differing = [answer for answer in answers if answer["differs"]]
     print(f"On the model: {len(differing)} of {len(answers)} answers differ")

@@ -258,8 +258,8 @@ def _print(done: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from scope_runtime.cli.report import visible
     from scope_runtime.drift.report import bars
+    from scope_runtime.visible import visible
 
     console = Console(highlight=False, markup=False)
     wide = console.width >= _WIDE

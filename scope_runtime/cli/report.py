@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scope_runtime.visible import visible
+
 if TYPE_CHECKING:
     from scope_runtime.events import Event
     from scope_runtime.llama.engine import Generation
@@ -20,15 +22,6 @@ FINISH = {
     "abort": "ended by an alert or the dose limit",
     "cancelled": "cancelled",
 }
-
-
-CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def visible(text: str) -> str:
-    """The text without the power to move a terminal's cursor: control characters as their pictures."""
-    return text.translate(CONTROLS)
 
 
 def generation_data(answer: Generation) -> dict[str, Any]:

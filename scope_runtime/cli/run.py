@@ -178,7 +178,8 @@ def _read_prompt(prompt: str) -> str:
 
 
 def _answer(runtime: Runtime, request: Request, *, as_json: bool, quiet: bool) -> None:
-    from scope_runtime.cli.report import generation_data, print_report, visible
+    from scope_runtime.cli.report import generation_data, print_report
+    from scope_runtime.visible import visible
 
     if as_json:
         answer = request.answer(runtime, lambda piece: None)

@@ -1,28 +1,45 @@
-"""Looking inside: which features a behaviour hangs on."""
+"""Looking inside: what texts light up, what differs between them, and which features a behaviour hangs on."""
 
+from scope_runtime.inspect.compare import Comparison, Difference, Measure, compare
+from scope_runtime.inspect.features import FeatureRef
 from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, encode_kinds, find
+from scope_runtime.inspect.intervention import Intervention
 from scope_runtime.inspect.rank import Criteria, RankedFeature, Ranking, rank
+from scope_runtime.inspect.reading import Reader, Reading, recorded
 from scope_runtime.inspect.sample import Pool, Pooled, Sample
 from scope_runtime.inspect.snippet import RuleKind, Snippet, snippet, taken
+from scope_runtime.inspect.trace import Lit, Trace, trace
 from scope_runtime.inspect.vocabulary import OutputHead, Push
 
 __all__ = [
+    "Comparison",
     "Criteria",
+    "Difference",
+    "FeatureRef",
     "Found",
     "FoundFeature",
+    "Intervention",
+    "Lit",
+    "Measure",
     "OutputHead",
     "Pool",
     "Pooled",
     "Push",
     "RankedFeature",
     "Ranking",
+    "Reader",
+    "Reading",
     "RuleKind",
     "Sample",
     "Snippet",
     "TokenInContext",
+    "Trace",
+    "compare",
     "encode_kinds",
     "find",
     "rank",
+    "recorded",
     "snippet",
     "taken",
+    "trace",
 ]

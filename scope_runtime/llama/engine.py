@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +26,7 @@ from scope_runtime.llama.answer import Answer, TokenScore
 from scope_runtime.llama.capture import residuals
 from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
+from scope_runtime.llama.observe import Observed, observe
 from scope_runtime.llama.probe import Proof, prove
 from scope_runtime.llama.programs import Programs, source_for
 from scope_runtime.llama.running import Running
@@ -162,6 +163,37 @@ class Engine(ABC):
 
         Waits until no request is under way.
         """
+        n = self._check_read(tokens, n_prompt)
+
+        def read() -> npt.NDArray[np.float32]:
+            with self._reading(labels, n):
+                return self.context.decode(list(tokens), 0, all_logits=True)
+
+        return self._by_itself(read)
+
+    def observe(
+        self,
+        tokens: Sequence[int],
+        layers: Iterable[int],
+        labels: Mapping[str, str],
+        n_prompt: int | None = None,
+        n_next: int = 0,
+    ) -> Observed:
+        """Reads tokens as a request with these labels would, computed afresh; see ``observe.observe``.
+
+        Waits until no request is under way.
+        """
+        n = self._check_read(tokens, n_prompt)
+
+        def read() -> Observed:
+            with self._reading(labels, n) as running:
+                program = self.source.for_request(*running.request)
+                return observe(self.context, list(tokens), n, layers, n_next, program)
+
+        return self._by_itself(read)
+
+    def _check_read(self, tokens: Sequence[int], n_prompt: int | None) -> int:
+        """How many of the tokens are prompt. Raises UsageError where they cannot be read."""
         if not tokens or len(tokens) > self.context.n_ctx:
             raise UsageError(
                 "cannot compute logits of so many tokens",
@@ -174,17 +206,17 @@ class Engine(ABC):
             raise UsageError(
                 "n_prompt counts some of the tokens", found=str(n), expected=f"1 to {len(tokens)}"
             )
-        return self._by_itself(lambda: self._logits(tokens, labels, n))
+        return n
 
-    def _logits(
-        self, tokens: Sequence[int], labels: Mapping[str, str], n_prompt: int
-    ) -> npt.NDArray[np.float32]:
+    @contextmanager
+    def _reading(self, labels: Mapping[str, str], n_prompt: int) -> Iterator[Running]:
+        """A request whose tokens are all given, on empty memory, while no other is under way."""
         with self._request(labels, None, n_prompt) as running:
             self.context.forget()
             hook = self.context.live_hook
             hook.request_begin(SEQUENCE, running.number, n_prompt)
             try:
-                return self.context.decode(list(tokens), 0, all_logits=True)
+                yield running
             finally:
                 hook.request_end(SEQUENCE)
                 self._collect([running])

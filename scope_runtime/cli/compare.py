@@ -1,0 +1,219 @@
+"""``scope compare``: which features differ between texts, answers, models, or with and without a policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_runtime.cli.inspecting import (
+    Asking,
+    GenerateOption,
+    HtmlOption,
+    LabelsOption,
+    PngOption,
+    PolicyOption,
+    RawOption,
+    SaeOption,
+    SeedOption,
+    TemperatureOption,
+    draw,
+    opened,
+    texts_of,
+)
+from scope_runtime.cli.options import (
+    ContextOption,
+    GpuLayersOption,
+    JsonOption,
+    ModelOption,
+    RootOption,
+    ThreadsOption,
+    parse_labels,
+)
+from scope_runtime.errors import Location, UsageError
+from scope_runtime.types import StrEnum
+
+if TYPE_CHECKING:
+    from converters.texts import Text
+    from scope_runtime.inspect.compare import Comparison
+    from scope_runtime.inspect.reading import Reader, Reading
+    from scope_runtime.sae import SaeLayers
+
+
+class Measures(StrEnum):
+    """Choices of --measure."""
+
+    mean = "mean"
+    max = "max"
+
+
+def compare(
+    sae: SaeOption,
+    model: ModelOption,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[A [B]]", help="One or two texts.")
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Or one or two files of texts: .txt or .jsonl."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="Another model that reads the same tokens."),
+    ] = None,
+    policy: PolicyOption = None,
+    root: RootOption = None,
+    labels: LabelsOption = None,
+    generate: GenerateOption = 0,
+    raw: RawOption = False,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+    measure: Annotated[
+        Measures,
+        typer.Option("--measure", help="What is made of a text's tokens.", case_sensitive=False),
+    ] = Measures.mean,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Features to list.")] = 10,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            "--false-alarm-rate",
+            metavar="P",
+            help="Chance of naming any feature while nothing differs.",
+        ),
+    ] = 0.05,
+    html: HtmlOption = None,
+    png: PngOption = None,
+    n_gpu_layers: GpuLayersOption = 0,
+    threads: ThreadsOption = None,
+    ctx: ContextOption = 2048,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which features differ, and which one spiked, and where.
+
+    Two texts or files are compared with each other. One is compared with itself: read by the model
+    --against, or without and with --policy. With --generate the answers are compared. Residuals are
+    those that a policy left.
+
+    \b
+    Examples:
+      scope compare "…" "…" -m model.gguf --sae sae/:20
+      scope compare --file english.txt --file chinese.txt -m model.gguf --sae sae/:20 --html page.html
+      scope compare --file prompts.txt -m model-f16.gguf --against model-q4.gguf --sae sae/
+      scope compare --file prompts.txt -m model.gguf --policy p.yaml --generate 64 --sae sae/
+    """
+    samples = _samples(texts or [], file or [])
+    if len(samples) == 2 and against is not None:
+        raise UsageError("--against takes one text or file", found="two")
+    if len(samples) == 1 and (against is None) == (policy is None):
+        raise UsageError(
+            "there is nothing to compare the text with",
+            expected="a second text, or one of --against MODEL and --policy FILE",
+        )
+    saes = opened(sae, model)
+    if against is not None:
+        opened(sae, against)
+
+    options: dict[str, Any] = {
+        "labels": parse_labels(labels or []),
+        "n_ctx": ctx,
+        "n_gpu_layers": n_gpu_layers,
+        "n_threads": threads,
+    }
+
+    @contextmanager
+    def reading(path: Path) -> Iterator[Reader]:
+        from scope_runtime.cli.progress import loading
+        from scope_runtime.inspect.reading import Reader
+
+        with (
+            loading(f"loading {path.name}", quiet=as_json) as progress,
+            Reader(path, policy, root=root, progress=progress, **options) as reader,
+        ):
+            progress(1.0)
+            yield reader
+
+    asking = Asking(generate, raw, temperature, seed)
+    with reading(model) as reader:
+        a = _read(asking, reader, samples[0].texts, saes)
+        names = (model.stem, against.stem) if against is not None else (samples[0].name, "")
+        if len(samples) == 2:
+            names = (samples[0].name, samples[1].name)
+            b = _read(asking, reader, samples[1].texts, saes)
+        elif against is None:
+            names, b = ("unsteered", "steered"), a
+            reader.under(None)
+            a = _read(asking, reader, samples[0].texts, saes)
+    if against is not None:
+        with reading(against) as reader:
+            b = [_again(reader, one, saes) for one in a]
+    if generate:
+        a, b = [each.answer() for each in a], [each.answer() for each in b]
+    from scope_runtime.inspect.compare import compare as run
+
+    found = run(
+        a,
+        b,
+        saes,
+        names=names,
+        paired=len(samples) == 1,
+        measure=str(measure),
+        alpha=alpha,
+        top=top,
+    )
+    _say(found, html, png, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Texts under one name."""
+
+    name: str
+    texts: list[Text]
+
+
+def _samples(texts: list[str], files: list[Path]) -> list[Sample]:
+    if bool(texts) == bool(files) or len(texts) + len(files) > 2:
+        raise UsageError("say what to compare", expected="one or two texts, or one or two --file")
+    if texts:
+        return [Sample("AB"[i], texts_of(text, None)) for i, text in enumerate(texts)]
+    stems = [path.stem for path in files]
+    stems = stems if len(set(stems)) == len(stems) else [str(path) for path in files]
+    return [Sample(stem, texts_of(None, path)) for stem, path in zip(stems, files, strict=True)]
+
+
+def _read(asking: Asking, reader: Reader, texts: list[Text], saes: SaeLayers) -> list[Reading]:
+    return [asking.read(reader, text, saes, f"text {n}") for n, text in enumerate(texts)]
+
+
+def _again(reader: Reader, read: Reading, saes: SaeLayers) -> Reading:
+    """The same tokens, read by another model."""
+    if reader.pieces(read.tokens) != read.pieces:
+        raise UsageError(
+            "the models do not have the same tokens, so one cannot read the other's",
+            location=Location(str(reader.model)),
+        )
+    return reader.text(read.tokens, saes.layers, name=read.name, n_prompt=read.n_prompt)
+
+
+def _say(found: Comparison, html: Path | None, png: Path | None, *, as_json: bool) -> None:
+    from scope_runtime.inspect.heat import comparison_picture
+
+    picture = comparison_picture(found)
+    draw(picture, html, png)
+    if as_json:
+        from scope_runtime.inspect.data import comparison_data
+
+        print(json.dumps(comparison_data(found), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from scope_runtime.cli.heat import print_picture
+
+    print_picture(picture, Console(highlight=False, markup=False))
