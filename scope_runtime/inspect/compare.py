@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scope_runtime.errors import UsageError
-from scope_runtime.inspect.differences import Floats, Test, effects, least_p, tested
+from scope_runtime.inspect.differences import Floats, Permutations, effects, least_p, permuted
 from scope_runtime.inspect.features import FeatureRef, feature
 from scope_runtime.inspect.reading import Reading
 from scope_runtime.inspect.trace import columns, encoded, settled
@@ -93,7 +93,7 @@ class Comparison:
     activations_b: tuple[F32Array, ...] = field(repr=False)
     n_features: int
     n_significant: int | None
-    test: Test | None = field(repr=False)
+    test: Permutations | None = field(repr=False)
     alpha: float
     needed: int
 
@@ -205,13 +205,13 @@ def _belong(a: Sequence[Reading], b: Sequence[Reading]) -> bool:
 
 def _judged(
     a: Floats, b: Floats, paired: bool, alpha: float, seed: int
-) -> tuple[Floats | None, Test | None]:
+) -> tuple[Floats | None, Permutations | None]:
     if len(a) < 2 or len(b) < 2:
         return None, None
     effect = effects(a, b, paired=paired)
     if least_p(len(a), len(b), paired=paired) > alpha:
         return effect, None
-    return effect, tested(a, b, paired=paired, seed=seed)
+    return effect, permuted(a, b, paired=paired, seed=seed)
 
 
 def counted(reading: Reading) -> slice:

@@ -23,7 +23,7 @@ _CHUNK_VALUES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Test:
+class Permutations:
     """How chance was judged: a Westfall-Young single-step max-T permutation test, two-sided.
 
     The chance that any feature comes out at or below ``a`` while nothing differs is at most ``a``, however many
@@ -65,7 +65,7 @@ def effects(a: Floats, b: Floats, *, paired: bool) -> Floats:
     return np.asarray(_of_masks(np.concatenate([a, b]), mask)[0])
 
 
-def tested(a: Floats, b: Floats, *, paired: bool, seed: int) -> Test:
+def permuted(a: Floats, b: Floats, *, paired: bool, seed: int) -> Permutations:
     """Whether chance would set the samples so far apart. Arguments as of `effects`."""
     observed = np.abs(effects(a, b, paired=paired))
     rng = np.random.default_rng(seed)
@@ -82,7 +82,7 @@ def tested(a: Floats, b: Floats, *, paired: bool, seed: int) -> Test:
     at_least = (largest[:, None] >= observed - 1e-9).sum(axis=0)
     n = len(arrangements)
     p = at_least / n if exact else (at_least + 1) / (n + 1)
-    return Test(p, n, exact)
+    return Permutations(p, n, exact)
 
 
 def _parts(arrangements: Floats, rows: int) -> Iterator[Floats]:

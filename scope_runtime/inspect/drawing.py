@@ -143,9 +143,8 @@ def _draw(axes: Any, block: _Block) -> None:
 
     heat = block.heat
     colours = [COLD, PAPER, HOT] if heat.signed else [PAPER, HOT]
-    shades = LinearSegmentedColormap.from_list("scope", colours)
     # What is not active is no small number: it has a colour of its own.
-    shades.set_bad(EMPTY)
+    shades = LinearSegmentedColormap.from_list("scope", colours).with_extremes(bad=EMPTY)
     axes.imshow(
         np.ma.masked_where(block.values == 0, block.shares),
         cmap=shades,

@@ -127,7 +127,7 @@ def _pieces(heat: Heat, pieces: Sequence[str], column: int) -> Iterator[str]:
         text = _text(piece)
         if value:
             text = text.replace("\n", "⏎\n") or "⋯"
-            yield f'<span{name} style="--v: {abs(share):.3g}" title="{position}: {shown_number(value)}">{text}</span>'
+            yield f'<span{name} style="--v: {_share(share)}" title="{position}: {shown_number(value)}">{text}</span>'
         elif text:
             yield f"<span{name}>{text}</span>" if name else text
 
@@ -143,7 +143,7 @@ def _numbers(heat: Heat) -> Iterator[str]:
         cells = [_row_head(label)]
         for value, share in zip(heat.values[i].tolist(), heat.shares[i].tolist(), strict=True):
             less = ' class="less"' if share < 0 else ""
-            shade = f' style="--v: {abs(share):.3g}"' if share else ""
+            shade = f' style="--v: {_share(share)}"' if share else ""
             cells.append(f"<td{less}{shade}>{_number(value)}</td>")
         cells += [f'<td class="word">{_text(words[i])}</td>' for _, words in heat.beside]
         rows.append(cells)
@@ -176,6 +176,10 @@ def _head(text: str, *, word: bool = False) -> str:
 
 def _row_head(text: str) -> str:
     return f'<th scope="row">{_text(text)}</th>'
+
+
+def _share(share: float) -> str:
+    return f"{abs(share):.3f}".rstrip("0").rstrip(".")
 
 
 def _text(text: str) -> str:
