@@ -536,6 +536,10 @@ class Runtime:
             messages = [{"role": "user", "content": messages}]
         return self._engine.encode_chat(messages)
 
+    def tokenize_answer(self, text: str) -> list[int]:
+        """Token ids of an answer's text as it follows a prompt: control tokens written out in it are mere text."""
+        return self._engine.context.tokenize(text, special=False, add_bos=False)
+
     def piece(self, token: int) -> bytes:
         """The bytes of a token, control tokens written out; of several tokens only the whole need be UTF-8."""
         return self._engine.context.piece(token, special=True)

@@ -19,9 +19,9 @@ from scope_runtime.cli import main as cli
 from scope_runtime.cli.commands import COMMANDS, load
 from scope_runtime.cli.explain import amount
 from scope_runtime.cli.options import parse_labels
-from scope_runtime.visible import visible
 from scope_runtime.errors import Location, PolicyError, PolicyErrors, UsageError
 from scope_runtime.policy.model import Op, Positions, PositionsOf, Rollout, Rule, Unit, When
+from scope_runtime.visible import visible
 from tests.conftest import Scope, Tiny
 
 Cli = Callable[..., tuple[int, str, str]]

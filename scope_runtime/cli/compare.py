@@ -33,23 +33,16 @@ from scope_runtime.cli.options import (
     ModelOption,
     RootOption,
     ThreadsOption,
+    one_of,
     parse_labels,
 )
 from scope_runtime.errors import Location, UsageError
-from scope_runtime.types import StrEnum
 
 if TYPE_CHECKING:
     from converters.texts import Text
     from scope_runtime.inspect.compare import Comparison
     from scope_runtime.inspect.reading import Reader, Reading
     from scope_runtime.sae import SaeLayers
-
-
-class Measures(StrEnum):
-    """Choices of --measure."""
-
-    mean = "mean"
-    max = "max"
 
 
 def compare(
@@ -75,10 +68,14 @@ def compare(
     raw: RawOption = False,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
-    measure: Annotated[
-        Measures,
-        typer.Option("--measure", help="What is made of a text's tokens.", case_sensitive=False),
-    ] = Measures.mean,
+    at: Annotated[
+        str,
+        typer.Option(
+            "--at",
+            metavar="mean|max|last",
+            help="What counts of a text: the mean, its strongest token, or its last token.",
+        ),
+    ] = "mean",
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Features to list.")] = 10,
     alpha: Annotated[
         float,
@@ -98,8 +95,8 @@ def compare(
     """Say which features differ, and which one spiked, and where.
 
     Two texts or files are compared with each other. One is compared with itself: read by the model
-    --against, or without and with --policy. With --generate the answers are compared. Residuals are
-    those that a policy left.
+    --against, or without and with --policy. With --generate, and of conversations that end with an
+    answer, the answers are compared. Residuals are those that a policy left.
 
     \b
     Examples:
@@ -108,6 +105,9 @@ def compare(
       scope compare --file prompts.txt -m model-f16.gguf --against model-q4.gguf --sae sae/
       scope compare --file prompts.txt -m model.gguf --policy p.yaml --generate 64 --sae sae/
     """
+    from scope_runtime.inspect.sample import Pool
+
+    counted = one_of(at, "--at", Pool)
     samples = _samples(texts or [], file or [])
     if len(samples) == 2 and against is not None:
         raise UsageError("--against takes one text or file", found="two")
@@ -153,7 +153,7 @@ def compare(
     if against is not None:
         with reading(against) as reader:
             b = [_again(reader, one, saes) for one in a]
-    if generate:
+    if all(each.has_answer for each in (*a, *b)):
         a, b = [each.answer() for each in a], [each.answer() for each in b]
     from scope_runtime.inspect.compare import compare as run
 
@@ -163,7 +163,7 @@ def compare(
         saes,
         names=names,
         paired=len(samples) == 1,
-        measure=str(measure),
+        at=counted,
         alpha=alpha,
         top=top,
     )

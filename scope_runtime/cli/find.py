@@ -14,6 +14,7 @@ from scope_runtime.cli.options import (
     JsonOption,
     ModelOption,
     ThreadsOption,
+    one_of,
 )
 from scope_runtime.errors import UsageError
 
@@ -112,7 +113,7 @@ def find(
     from scope_runtime.llama.checks import check_model
     from scope_runtime.sae import SaeLayers
 
-    where, kind = _one_of(at, "--at", Pool), _one_of(rule, "--rule", RuleKind)
+    where, kind = one_of(at, "--at", Pool), one_of(rule, "--rule", RuleKind)
     if not 0 < false_alarm_rate < 1:
         raise UsageError("no rate", found=f"{false_alarm_rate:g}", expected="between 0 and 1")
     if write_policy is not None and write_policy.exists():
@@ -146,14 +147,6 @@ def find(
         _print(found, made, write_policy, top)
     if not found.ranking.significant:
         raise typer.Exit(NOTHING)
-
-
-def _one_of(word: str, option: str, kinds: Any) -> Any:
-    try:
-        return kinds(word)
-    except ValueError:
-        expected = ", ".join(kinds)
-        raise UsageError(f"{option} is none", found=repr(word), expected=expected) from None
 
 
 def _data(found: Found, made: Snippet | None, written: Path | None) -> dict[str, Any]:
@@ -238,7 +231,7 @@ def _table(found: Found, top: int) -> Any:
 def _details(number: int, feature: FoundFeature) -> Iterable[RichText]:
     from rich.text import Text
 
-    from scope_runtime.cli.report import visible
+    from scope_runtime.visible import visible
 
     yield Text.assemble((f"{number}. {feature.name}", "bold"), f"  {visible(feature.label)}")
     for word, pushes in (("more", feature.favours), ("less", feature.disfavours)):
@@ -252,7 +245,7 @@ def _details(number: int, feature: FoundFeature) -> Iterable[RichText]:
 def _context(context: TokenInContext) -> RichText:
     from rich.text import Text
 
-    from scope_runtime.cli.report import visible
+    from scope_runtime.visible import visible
 
     def flat(text: str) -> str:
         return visible(text.replace("\n", "↵"))

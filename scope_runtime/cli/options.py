@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -68,3 +69,19 @@ def parse_labels(pairs: list[str]) -> dict[str, str]:
             raise UsageError(f"the label {key} is given twice", found=repr(pair))
         labels[key] = value
     return labels
+
+
+Kind = TypeVar("Kind", bound=Enum)
+
+
+def one_of(word: str, option: str, kinds: type[Kind]) -> Kind:
+    """The member that a word names.
+
+    Raises:
+        UsageError: none.
+    """
+    try:
+        return kinds(word)
+    except ValueError:
+        expected = ", ".join(str(each) for each in kinds)
+        raise UsageError(f"{option} is none", found=repr(word), expected=expected) from None

@@ -1,6 +1,6 @@
 """Looking inside: what texts light up, what differs between them, and which features a behaviour hangs on."""
 
-from scope_runtime.inspect.compare import Comparison, Difference, Measure, compare
+from scope_runtime.inspect.compare import Comparison, Difference, compare
 from scope_runtime.inspect.features import FeatureRef
 from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, encode_kinds, find
 from scope_runtime.inspect.intervention import Intervention
@@ -20,7 +20,6 @@ __all__ = [
     "FoundFeature",
     "Intervention",
     "Lit",
-    "Measure",
     "OutputHead",
     "Pool",
     "Pooled",

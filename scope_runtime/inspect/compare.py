@@ -11,17 +11,10 @@ from scope_runtime.errors import UsageError
 from scope_runtime.inspect.differences import Floats, Permutations, effects, least_p, permuted
 from scope_runtime.inspect.features import FeatureRef, feature
 from scope_runtime.inspect.reading import Reading
+from scope_runtime.inspect.sample import Pool
 from scope_runtime.inspect.trace import columns, encoded, settled
 from scope_runtime.pack_types import F32Array
 from scope_runtime.sae import Active, SaeLayers
-from scope_runtime.types import StrEnum
-
-
-class Measure(StrEnum):
-    """How a text's tokens become one number a feature. The first token counts only where it is the only one."""
-
-    MEAN = "mean"
-    MAX = "max"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +31,7 @@ class Difference:
     """One feature in both samples.
 
     Attributes:
-        a: mean over the texts of what `Measure` gives; b likewise.
+        a: mean over the texts of what `Pool` makes of each; b likewise.
         effect: b's mean less a's in standard deviations (`differences.effects`); None: one text each has none.
         p: adjusted for all features that were looked at; None: too few texts to say.
         spike_a: where it was most active; spike_b likewise.
@@ -70,7 +63,7 @@ class Comparison:
     Attributes:
         names: of the samples, for people.
         a: the texts of one; b of the other.
-        measure: what was made of each text.
+        at: how a text's tokens became one number.
         paired: whether text i of a and text i of b belong together.
         aligned: whether they are the same tokens as well.
         differences: the features that differ most, the largest effect first; without effects the largest difference.
@@ -85,7 +78,7 @@ class Comparison:
     names: tuple[str, str]
     a: tuple[Reading, ...] = field(repr=False)
     b: tuple[Reading, ...] = field(repr=False)
-    measure: Measure
+    at: Pool
     paired: bool
     aligned: bool
     differences: tuple[Difference, ...]
@@ -118,7 +111,7 @@ def compare(
     *,
     names: tuple[str, str] = ("A", "B"),
     paired: bool | None = None,
-    measure: Measure | str = Measure.MEAN,
+    at: Pool | str = Pool.MEAN,
     alpha: float = 0.05,
     top: int = 10,
     seed: int = 0,
@@ -129,7 +122,7 @@ def compare(
         a: texts; b: others, or the same texts as another model or another policy has them.
         saes: whole layers, which the readings have.
         paired: whether text i of a belongs to text i of b; by default where they have prompts or all tokens in common.
-        measure: what is made of each text.
+        at: how a text's tokens become one number.
         alpha: the chance of naming any feature as different while nothing differs, 0 to 1.
         top: how many features to list.
         seed: of the test's draws.
@@ -149,7 +142,7 @@ def compare(
     pairs = _belong(a, b) if paired is None else paired
     if pairs and len(a) != len(b):
         raise UsageError("texts do not pair up", found=f"{len(a)} and {len(b)}")
-    how = Measure(measure)
+    how = Pool(at)
     active_a = [encoded(each, saes, after=True) for each in a]
     active_b = [encoded(each, saes, after=True) for each in b]
     every = [_measured(one, text, how, saes) for one, text in zip(active_a, a, strict=True)]
@@ -215,23 +208,29 @@ def _judged(
 
 
 def counted(reading: Reading) -> slice:
-    """The tokens that a measure looks at: not the first of a text, unless it is the only one."""
+    """The tokens that count: not the first of a text, unless it is the only one."""
     # An answer taken by itself (`Reading.answer`) does not begin with the text's first token.
     return slice(0, None) if reading.n_prompt == 0 else settled(len(reading.tokens))
 
 
-def _measured(
-    active: Mapping[int, Active], reading: Reading, how: Measure, saes: SaeLayers
-) -> Floats:
+def pooled(values: F32Array, reading: Reading, at: Pool) -> F32Array:
+    """One number for each column of (n_tokens, n_features)."""
+    if at is Pool.LAST:
+        return np.asarray(values[-1])
+    here = values[counted(reading)]
+    return np.asarray(here.mean(axis=0) if at is Pool.MEAN else here.max(axis=0))
+
+
+def _measured(active: Mapping[int, Active], reading: Reading, at: Pool, saes: SaeLayers) -> Floats:
     """One number for each latent of every layer, layers in their order."""
     out = []
-    first = counted(reading).start
     for layer in saes.layers:
         one = active[layer]
+        first = one.n_tokens - 1 if at is Pool.LAST else counted(reading).start
         begin = int(one.indptr[first])
         ids, values = one.ids[begin:], np.maximum(one.values[begin:], 0).astype(np.float64)
         column = np.zeros(one.d_sae)
-        if how is Measure.MEAN:
+        if at is Pool.MEAN:
             np.add.at(column, ids, values / (one.n_tokens - first))
         else:
             np.maximum.at(column, ids, values)

@@ -62,7 +62,7 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
     return {
         "a": {"name": found.names[0], "texts": [_reading(each) for each in found.a]},
         "b": {"name": found.names[1], "texts": [_reading(each) for each in found.b]},
-        "measure": str(found.measure),
+        "at": str(found.at),
         "paired": found.paired,
         "same_tokens": found.aligned,
         "features_compared": found.n_features,

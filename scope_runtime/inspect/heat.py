@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scope_runtime.inspect.compare import Comparison, Difference, Measure, counted
+from scope_runtime.inspect.compare import Comparison, Difference, counted, pooled
 from scope_runtime.inspect.features import names
 from scope_runtime.inspect.reading import Reading, Said
 from scope_runtime.inspect.trace import Trace, settled
@@ -103,7 +103,7 @@ def comparison_picture(found: Comparison) -> Picture:
     judged: tuple[str, ...] = ("effect", "p") if found.test is not None else ("effect",)
     judged = judged if any(each.effect is not None for each in found.differences) else ()
     ranked = Ranked(
-        f"Features that differ most ({found.measure} activation of a text)",
+        f"Features that differ most ({found.at} activation of a text)",
         _meaning(found, judged),
         ("feature", a, b, *judged, f"largest, {a}", f"largest, {b}"),
         tuple(
@@ -165,15 +165,12 @@ def _of_texts(found: Comparison, columns: tuple[str, ...]) -> Heat:
     ):
         for number, (reading, each) in enumerate(zip(readings, activations, strict=True)):
             if number < MOST_TEXTS:
-                here = each[counted(reading)]
                 text = visible(" ".join(reading.text.split()))
                 rows.append(f"{name} {number}: {text[:40]}{'…' if len(text) > 40 else ''}")
-                values.append(
-                    here.mean(axis=0) if found.measure is Measure.MEAN else here.max(axis=0)
-                )
+                values.append(pooled(each, reading, found.at))
     table = np.stack(values)
     return Heat(
-        f"{found.measure} activation of each text",
+        f"{found.at} activation of each text",
         tuple(rows),
         None,
         columns,

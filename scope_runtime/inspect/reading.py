@@ -61,10 +61,15 @@ class Reading:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether some of it is known to be an answer."""
+        return self.n_prompt is not None and self.n_prompt < len(self.tokens)
+
     def answer(self) -> Reading:
         """The answer alone; all of it where no answer is known, or there is none."""
         n = self.n_prompt
-        if n is None or n == len(self.tokens):
+        if n is None or not self.has_answer:
             return self
         return Reading(
             f"answer of {self.name}",
@@ -116,12 +121,6 @@ class Reader:
         """``sha256:…`` of the model."""
         return self._runtime.model_digest
 
-    def tokens(self, text: str | Sequence[Message], *, chat: bool = False) -> list[int]:
-        """Token ids of a text as it is, or with ``chat`` as a user's message; messages always take the template."""
-        if chat or not isinstance(text, str):
-            return self._runtime.tokenize_chat(text)
-        return self._runtime.tokenize(text)
-
     def text(
         self,
         text: str | Sequence[Message] | Sequence[int],
@@ -136,13 +135,15 @@ class Reader:
 
         Args:
             layers: 0-based blocks whose output is wanted, or `EMBEDDING`.
-            chat: take the text as a user's message.
+            chat: take the text as a user's message. Messages always take the template; where the last is the
+                assistant's, the text ends with it as an answer that may go on.
             n_prompt: how many of its tokens are prompt, if the rest is an answer.
 
         Raises:
             UsageError: it has no tokens or too many, or the model has no such layer.
         """
-        tokens = self._ids(text, chat)
+        tokens, n_asked = self.tokens(text, chat=chat)
+        n_prompt = n_asked if n_prompt is None else n_prompt
         observed, after = self._observe(tokens, layers, n_prompt, n_next)
         return Reading(
             name,
@@ -168,7 +169,7 @@ class Reader:
         n_next: int = N_NEXT,
     ) -> Reading:
         """Reads a prompt and the model's own answer to it. Arguments and errors as in `text`."""
-        asked = self._ids(prompt, chat)
+        asked, n_asked = self.tokens(prompt, chat=chat)
         answer = self._runtime.generate(
             asked,
             labels=self._labels,
@@ -177,7 +178,11 @@ class Reader:
             seed=seed,
         )
         return self.text(
-            [*asked, *answer.tokens], layers, name=name, n_prompt=len(asked), n_next=n_next
+            [*asked, *answer.tokens],
+            layers,
+            name=name,
+            n_prompt=n_asked or len(asked),
+            n_next=n_next,
         )
 
     def logged(self, request: Logged, layers: Iterable[int], *, n_next: int = N_NEXT) -> Reading:
@@ -202,6 +207,23 @@ class Reader:
             n_next=n_next,
         )
 
+    def tokens(
+        self, text: str | Sequence[Message] | Sequence[int], *, chat: bool = False
+    ) -> tuple[list[int], int | None]:
+        """Token ids as `text` reads them, and how many of them are prompt where the messages end with an answer."""
+        if isinstance(text, str) and not chat:
+            return self._runtime.tokenize(text), None
+        if isinstance(text, str):
+            return self._runtime.tokenize_chat(text), None
+        ids = [each for each in text if isinstance(each, int)]
+        if len(ids) == len(text):
+            return ids, None
+        messages = [each for each in text if not isinstance(each, int)]
+        if messages[-1]["role"] != "assistant" or len(messages) == 1:
+            return self._runtime.tokenize_chat(messages), None
+        asked = self._runtime.tokenize_chat(messages[:-1])
+        return asked + self._runtime.tokenize_answer(messages[-1]["content"]), len(asked)
+
     def pieces(self, tokens: Iterable[int]) -> tuple[str, ...]:
         """The text of each token; see `Reading.pieces`."""
         return decoded(self._runtime.piece(token) for token in tokens)
@@ -220,12 +242,6 @@ class Reader:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _ids(self, text: str | Sequence[Message] | Sequence[int], chat: bool) -> list[int]:
-        ids = [each for each in text if isinstance(each, int)]
-        if not isinstance(text, str) and len(ids) == len(text):
-            return ids
-        return self.tokens(text, chat=chat)  # type: ignore[arg-type]
 
     def _said(self, following: NextToken) -> Said:
         text = self._runtime.piece(following.token).decode(errors="replace")

@@ -10,7 +10,7 @@ import numpy as np
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect.features import FeatureRef, chosen, feature
 from scope_runtime.inspect.reading import Reading, Said
-from scope_runtime.pack_types import F32Array
+from scope_runtime.pack_types import F32Array, layer_name
 from scope_runtime.sae import Active, SaeLayers
 
 N_COLUMNS = 8
@@ -59,6 +59,13 @@ class Trace:
 def encoded(reading: Reading, saes: SaeLayers, *, after: bool = False) -> dict[int, Active]:
     """Every active latent of a reading, per layer; with ``after`` as a policy left it. Raises UsageError."""
     layers = reading.after if after else reading.layers
+    lacking = [layer_name(layer) for layer in saes.layers if layer not in layers]
+    if lacking:
+        raise UsageError(
+            f"{reading.name} was not read at every layer of the SAEs",
+            found=f"layers {', '.join(map(layer_name, sorted(layers)))}",
+            expected=", ".join(lacking),
+        )
     return {sae.layer: sae.encode(layers[sae.layer]) for sae in saes}
 
 
@@ -80,7 +87,7 @@ def trace(
         above: from which activation on a feature counts as lit.
 
     Raises:
-        UsageError: there is no such feature, or ``top`` or ``above`` is negative.
+        UsageError: there is no such feature, a layer was not read, or ``top`` or ``above`` is negative.
         PackError: a layer cannot be used as a whole.
     """
     if top < 0 or not above >= 0:

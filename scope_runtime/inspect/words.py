@@ -62,7 +62,7 @@ def _differs(found: Comparison) -> tuple[str, ...]:
         return (f"Nothing differs: every feature is as active in {a} as in {b}.",)
     top = found.differences[0]
     return (
-        f"{top.feature} differs most: {found.measure} activation {shown_number(top.a)} ({a}), "
+        f"{top.feature} differs most: {found.at} activation {shown_number(top.a)} ({a}), "
         f"{shown_number(top.b)} ({b}).",
     )
 

@@ -28,7 +28,7 @@ from scope_runtime.llama.chat import ChatTemplate, Message
 from scope_runtime.llama.context import Context, ContextOptions
 from scope_runtime.llama.observe import Observed, observe
 from scope_runtime.llama.probe import Proof, prove
-from scope_runtime.llama.programs import Programs, source_for
+from scope_runtime.llama.programs import Programs, program_for, source_for
 from scope_runtime.llama.running import Running
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
@@ -187,7 +187,7 @@ class Engine(ABC):
 
         def read() -> Observed:
             with self._reading(labels, n) as running:
-                program = self.source.for_request(*running.request)
+                program = program_for(self.source, running.request)
                 return observe(self.context, list(tokens), n, layers, n_next, program)
 
         return self._by_itself(read)

@@ -27,7 +27,7 @@ N_LATENTS = 6
 
 @pytest.fixture(scope="session")
 def reader() -> Iterator[Reader]:
-    with Reader(MODEL, n_ctx=256) as reader:
+    with Reader(MODEL, n_ctx=256, n_threads=1) as reader:
         yield reader
 
 

@@ -32,7 +32,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def trace(call: Call, *words: object) -> Any:
-    return json.loads(call("trace", "-m", MODEL, "-s", PACK, "--json", *words))
+    return json.loads(call("trace", "-m", MODEL, "-s", PACK, "-t", 1, "--json", *words))
 
 
 def test_an_answer_is_traced_while_it_is_generated(call: Call, tmp_path: Path) -> None:
@@ -74,7 +74,9 @@ def test_under_a_policy_the_answer_is_another_one(call: Call) -> None:
 
 
 def test_a_text_as_it_stands_and_what_is_strongest(call: Call) -> None:
-    said = call("trace", "-m", MODEL, "-s", f"{SAE}:3", "--text", "The sun rises.", "--top", 3)
+    said = call(
+        "trace", "-m", MODEL, "-s", f"{SAE}:3", "-t", 1, "--text", "The sun rises.", "--top", 3
+    )
     title, head, *rows = said.strip().splitlines()
     assert title == "text: strongest features"
     assert head.split() == ["token", "strongest", "features"]
@@ -98,7 +100,7 @@ def test_a_logged_request(call: Call, tmp_path: Path) -> None:
         "spec: {rules: [], audit: {prompts: keep, outputs: keep}}\n"
     )
     log = tmp_path / "audit.jsonl"
-    with Runtime(MODEL, policy, audit=log, n_ctx=128) as runtime:
+    with Runtime(MODEL, policy, audit=log, n_ctx=128, n_threads=1) as runtime:
         answer = runtime.chat(QUESTION, max_tokens=20, temperature=0.0, request_id="r7")
     [text] = trace(call, "--request", "r7", "--log", log, "--features", "drift-a")["texts"]
     assert text["name"] == "request r7"
@@ -143,7 +145,7 @@ def test_saes_of_another_model_are_refused_before_it_is_loaded(call: Call, tiny:
 
 
 def compare(call: Call, *words: object) -> Any:
-    return json.loads(call("compare", "-m", MODEL, "-s", PACK, "--json", *words))
+    return json.loads(call("compare", "-m", MODEL, "-s", PACK, "-t", 1, "--json", *words))
 
 
 def test_two_answers(call: Call, tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_two_files_are_judged(call: Call, tmp_path: Path) -> None:
     assert said["test"]["arrangements"] == 252
     assert said["test"]["significant"] >= 5
     assert all(each["p"] <= 0.05 and each["effect"] < 0 for each in said["differences"])
-    shown = call("compare", "-m", MODEL, "-s", PACK, *files, "-n", 4, "--measure", "max")
+    shown = call("compare", "-m", MODEL, "-s", PACK, "-t", 1, *files, "-n", 4, "--at", "max")
     assert "max activation of each text" in shown
 
 
@@ -208,6 +210,7 @@ def test_two_quantisations(call: Call) -> None:
             "--against MODEL and --policy FILE",
         ),
         (["a", "--against", F16, "-P", ENGLISH_ONLY], "there is nothing to compare the text with"),
+        (["a", "b", "--at", "least"], "--at is none; found 'least'; expected max, mean, last"),
         (["a", "b", "--against", F16], "--against takes one text or file"),
     ],
 )

@@ -26,11 +26,9 @@ def texts(levels: Sequence[float], latent: int = 2) -> list[Reading]:
     ]
 
 
-@pytest.mark.parametrize(("measure", "times"), [("mean", 1.0), ("max", 4.0)])
-def test_what_is_made_of_a_text(measure: str, times: float) -> None:
-    found = compare(
-        texts([1.0, 2.0]), texts([5.0, 6.0], latent=3), mirrors(), measure=measure, paired=False
-    )
+@pytest.mark.parametrize(("at", "times"), [("mean", 1.0), ("max", 4.0)])
+def test_what_is_made_of_a_text(at: str, times: float) -> None:
+    found = compare(texts([1.0, 2.0]), texts([5.0, 6.0], latent=3), mirrors(), at=at, paired=False)
     by_name = {str(each.feature): each for each in found.differences}
     assert set(by_name) == {"1:2", "1:3", "2:0"}
     assert (by_name["1:2"].a, by_name["1:2"].b) == (1.5 * times, 0.0)
@@ -111,7 +109,7 @@ def test_what_cannot_be_compared(
 
 def test_what_a_policy_does_is_seen_after_it(pack: SaeLayers) -> None:
     """On the same tokens: the muted features are gone at the answer's full stop, and layer 2 before it is untouched."""
-    with Reader(MODEL, n_ctx=128) as reader:
+    with Reader(MODEL, n_ctx=128, n_threads=1) as reader:
         before = reader.answer(QUESTION, pack.layers, max_tokens=16)
         reader.under(ENGLISH_ONLY)
         after = reader.text(before.tokens, pack.layers, n_prompt=before.n_prompt)
@@ -126,11 +124,11 @@ def test_what_a_policy_does_is_seen_after_it(pack: SaeLayers) -> None:
 
 
 def test_two_quantisations_read_the_same_tokens(reader: Reader) -> None:
-    saes = SaeLayers.open(MODEL.parent / "sae")
+    saes = SaeLayers.open(f"{MODEL.parent}/sae:3")
     one = [reader.text(text, saes.layers) for text in (QUESTION, "The sun rises over the sea.")]
-    with Reader(F16, n_ctx=64) as other:
+    with Reader(F16, n_ctx=64, n_threads=1) as other:
         two = [other.text(each.tokens, saes.layers) for each in one]
-    found = compare(one, two, saes, measure="max", names=("q8", "f16"))
+    found = compare(one, two, saes, at="max", names=("q8", "f16"))
     assert found.aligned
     # The files differ by rounding: by far less than a feature's activation, except where two change places at k.
     largest = max(each.spike_a.activation for each in found.differences)

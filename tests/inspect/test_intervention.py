@@ -73,17 +73,17 @@ def test_suppressing_what_a_policy_mutes_gives_its_answer(folder: Path) -> None:
     for id in (767, 843, 185, 28, 459):
         built = built.suppress((pack, 3, id))
     built.write(folder / "mine.yaml")
-    with Runtime(MODEL, ENGLISH_ONLY, policy_root=ROOT, n_ctx=128) as runtime:
+    with Runtime(MODEL, ENGLISH_ONLY, policy_root=ROOT, n_ctx=128, n_threads=1) as runtime:
         expected = runtime.chat(QUESTION, max_tokens=30, temperature=0.0).text
         runtime.set_policy(None)
         unsteered = runtime.chat(QUESTION, max_tokens=30, temperature=0.0).text
-    with Runtime(MODEL, folder / "mine.yaml", n_ctx=128) as runtime:
+    with Runtime(MODEL, folder / "mine.yaml", n_ctx=128, n_threads=1) as runtime:
         assert runtime.chat(QUESTION, max_tokens=30, temperature=0.0).text == expected != unsteered
 
 
 def test_activating_adds_that_share_of_the_residual(folder: Path) -> None:
     Intervention().activate((folder / "packs" / "m.gguf", 2, 459), 0.5).write(folder / "p.yaml")
-    with Reader(MODEL, folder / "p.yaml", n_ctx=64) as reader:
+    with Reader(MODEL, folder / "p.yaml", n_ctx=64, n_threads=1) as reader:
         reading = reader.text(QUESTION, [2])
     layer = read_pack(PACK).layer(2)
     direction = layer.dec[layer.row(459)]

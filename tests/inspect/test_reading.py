@@ -15,6 +15,7 @@ from scope_runtime.errors import UsageError
 from scope_runtime.inspect import Reader, recorded
 from scope_runtime.inspect.reading import decoded
 from scope_runtime.llama.capture import capturing, residuals
+from scope_runtime.llama.chat import Message
 from scope_runtime.llama.observe import likeliest
 from scope_runtime.packs import read_pack
 from scope_runtime.recording import read_recording
@@ -27,7 +28,7 @@ def test_residuals_are_those_that_are_recorded(reader: Reader) -> None:
     reading = reader.text(QUESTION, [-1, 0, 3])
     assert reading.text == QUESTION
     assert reading.policy is None
-    with capturing(MODEL, n_ctx=64) as context:
+    with capturing(MODEL, n_ctx=64, n_threads=1) as context:
         [other] = residuals(context, [reading.tokens], [-1, 0, 3])
     for layer, h in other.layers.items():
         np.testing.assert_array_equal(reading.layers[layer], h)
@@ -36,7 +37,7 @@ def test_residuals_are_those_that_are_recorded(reader: Reader) -> None:
 
 def test_what_it_was_about_to_say_is_what_the_logits_say(reader: Reader) -> None:
     reading = reader.text(QUESTION, [3], n_next=7)
-    with Runtime(MODEL, n_ctx=64) as runtime:
+    with Runtime(MODEL, n_ctx=64, n_threads=1) as runtime:
         logits = runtime.logits(reading.tokens).astype(np.float64)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
@@ -58,7 +59,7 @@ def test_of_equal_logits_the_lower_token_is_said_first() -> None:
 @pytest.mark.parametrize("policy", [None, ENGLISH_ONLY])
 def test_each_answer_token_is_what_it_was_about_to_say(policy: Path | None) -> None:
     """Read as it was generated: token by token, under the same policy, in the same phase."""
-    with Reader(MODEL, policy, n_ctx=128) as reader:
+    with Reader(MODEL, policy, n_ctx=128, n_threads=1) as reader:
         reading = reader.answer(QUESTION, [3], max_tokens=40)
     n = reading.n_prompt or 0
     assert len(reading.tokens) == n + 40
@@ -70,7 +71,7 @@ def test_each_answer_token_is_what_it_was_about_to_say(policy: Path | None) -> N
 
 def test_after_the_policy_is_what_its_formula_makes_of_before() -> None:
     """``mute``: h less z·d of each feature, in phase generation, by numpy from the pack."""
-    with Reader(MODEL, ENGLISH_ONLY, n_ctx=128) as reader:
+    with Reader(MODEL, ENGLISH_ONLY, n_ctx=128, n_threads=1) as reader:
         reading = reader.answer(QUESTION, [2, 3], max_tokens=40)
     layer = read_pack(PACK).layer(3)
     assert layer.full_enc is not None
@@ -104,6 +105,25 @@ def test_messages_and_token_ids(reader: Reader) -> None:
     assert chat.tokens == reader.text([{"role": "user", "content": QUESTION}], [0]).tokens
     assert chat.tokens == reader.text(chat.tokens, [0]).tokens
     assert chat.text.startswith("<|im_start|>user\nHi.")
+    assert (chat.n_prompt, chat.has_answer) == (None, False)
+
+
+def test_a_conversation_that_ends_with_an_answer_is_left_open_there(reader: Reader) -> None:
+    asked = reader.text(QUESTION, [0], chat=True)
+    messages: list[Message] = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "Zhihai is<|im_end|>"},
+    ]
+    reading = reader.text(messages, [0])
+    assert reading.text == asked.text + "Zhihai is<|im_end|>"
+    assert reading.n_prompt == len(asked.tokens)
+    assert reading.answer().text == "Zhihai is<|im_end|>"
+    # What was written out in the answer is text, not the token that ends one.
+    assert reading.tokens[-1] != asked.tokens[-5]
+    assert len(reading.answer().tokens) > 6
+    longer = reader.answer(messages, [0], max_tokens=3)
+    assert longer.tokens[: len(reading.tokens)] == reading.tokens
+    assert longer.n_prompt == len(asked.tokens)
 
 
 @pytest.mark.parametrize("keeps_answers", [True, False])
@@ -117,16 +137,16 @@ def test_a_logged_request_is_read_again(
         f"spec: {{rules: [], audit: {{prompts: keep, outputs: {kept}}}}}\n"
     )
     log = tmp_path / "audit.jsonl"
-    with Runtime(MODEL, policy, audit=log, n_ctx=128) as runtime:
+    with Runtime(MODEL, policy, audit=log, n_ctx=128, n_threads=1) as runtime:
         answer = runtime.chat(QUESTION, max_tokens=8, temperature=0.0, request_id="r1")
     [files] = find_logs([log])
     request = logged_request(files, request_id="r1")
     reading = reader.logged(request, [3])
-    asked = reader.tokens(QUESTION, chat=True)
+    asked, _ = reader.tokens(QUESTION, chat=True)
     assert reading.tokens == (*asked, *(answer.tokens if keeps_answers else ()))
     assert (reading.n_prompt, reading.name) == (len(asked), "request r1")
     with (
-        Reader(F16, n_ctx=128) as other,
+        Reader(F16, n_ctx=128, n_threads=1) as other,
         pytest.raises(UsageError, match="not the model that the request ran on"),
     ):
         other.logged(request, [3])

@@ -25,7 +25,7 @@ def test_activations_are_those_of_torch_over_every_latent(reader: Reader) -> Non
     assert float(gaps.min()) > 1e-6 * span  # no ties: the sets must be the same
     z = torch.zeros_like(scores).scatter(1, top.indices[:, :16], top.values[:, :16]).numpy()
 
-    saes = SaeLayers.open(SAE)
+    saes = SaeLayers.open(f"{SAE}:3")
     found = trace(reading, saes, features="767,843,5,3:28", top=16)
     assert found.features == tuple(FeatureRef(3, id) for id in (767, 843, 5, 28))
     np.testing.assert_allclose(found.activations, z[:, [767, 843, 5, 28]], atol=1e-4 * span)
@@ -44,7 +44,7 @@ def test_the_drift_is_first_lit_in_the_answer_where_the_policy_s_record_says(
     pack: SaeLayers,
 ) -> None:
     """The policy that mutes the same features acted first at that token, by its own measurement."""
-    with Reader(MODEL, n_ctx=128) as reader:
+    with Reader(MODEL, n_ctx=128, n_threads=1) as reader:
         unsteered = trace(
             reader.answer(QUESTION, pack.layers, max_tokens=40), pack, features="drift-a"
         )
@@ -131,6 +131,14 @@ def test_features_that_are_not_there(wanted: str, message: str) -> None:
     with pytest.raises(ScopeError) as refused:
         chosen(saes, wanted)
     assert str(refused.value) == message
+
+
+def test_layers_that_were_not_read(reader: Reader, pack: SaeLayers) -> None:
+    with pytest.raises(ScopeError) as refused:
+        trace(reader.text("a", [0, 3]), pack)
+    assert str(refused.value) == (
+        "text was not read at every layer of the SAEs; found layers 0, 3; expected 2"
+    )
 
 
 def test_numbers_that_are_refused() -> None:
