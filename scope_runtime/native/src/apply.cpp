@@ -77,7 +77,7 @@ class PointRun {
         *z = pre > f.threshold ? pre : 0.0f;
         break;
       case SCOPE_GATE_TOPK:
-        scratch_.questions.push_back({f.encoder, f.latent, h, z, 0.0f, 0});
+        scratch_.questions.push_back({f.encoder, f.latent, h, z, 0.0f, 0, 0.0f});
         break;
       default:
         break;

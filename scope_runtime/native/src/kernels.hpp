@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace scope {
@@ -18,6 +19,9 @@ struct Kernels {
   void (*scaled)(float a, const float * x, float * y, size_t n);
   /// out[i] = dot(row i, h) + bias[i]
   void (*scores)(const float * rows, const float * bias, size_t n_rows, const float * h, size_t n, float * out);
+  /// The same of rows in 8-bit whole numbers: out[i] = scale[i] * dot(row i, h) + bias[i]
+  void (*scores_i8)(const int8_t * rows, const float * scale, const float * bias, size_t n_rows, const float * h,
+                    size_t n, float * out);
 };
 
 /// The best variant for this CPU.

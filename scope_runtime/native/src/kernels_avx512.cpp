@@ -3,6 +3,6 @@
 namespace scope {
 
 extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = {"avx512", dot, sum_squares, add, axpy, scaled, scores};
+const Kernels kernels_avx512 = {"avx512", dot, sum_squares, add, axpy, scaled, scores, scores_i8};
 
 }  // namespace scope

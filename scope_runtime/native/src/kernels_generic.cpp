@@ -9,6 +9,6 @@
 namespace scope {
 
 extern const Kernels kernels_generic;
-const Kernels kernels_generic = {SCOPE_GENERIC_NAME, dot, sum_squares, add, axpy, scaled, scores};
+const Kernels kernels_generic = {SCOPE_GENERIC_NAME, dot, sum_squares, add, axpy, scaled, scores, scores_i8};
 
 }  // namespace scope

@@ -81,6 +81,8 @@ std::unique_ptr<Program> Program::load(const void * data, size_t n_bytes) {
   p->check_rules();
   p->check_deltas();
   p->plan();
+  for (const scope_encoder & e : p->encoders)
+    p->coarse_encoders.push_back(coarse(p->row(e.off_rows), e.d_sae, p->n_embd()));
   return p;
 }
 

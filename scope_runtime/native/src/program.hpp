@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "coarse.hpp"
 #include "scope_program.h"
 
 namespace scope {
@@ -66,6 +67,7 @@ class Program {
   Table<scope_delta_op> deltas;
   Table<scope_encoder> encoders;
 
+  std::vector<CoarseEncoder> coarse_encoders;  ///< of each encoder
   std::vector<PointPlan> point_plans;
   std::vector<FeaturePlan> feature_plans;
   std::vector<std::vector<uint32_t>> alerts_of_trigger;  ///< alert rules that a trigger belongs to

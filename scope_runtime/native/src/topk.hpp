@@ -16,10 +16,12 @@ struct TopkQuestion {
   float * z;    ///< holds the feature's pre-activation; set to 0 when it is not among the k
   float score;  ///< the latent's own pre-activation, by the encoder's row
   uint32_t n_better;
+  float h_norm;
 };
 
-/// Answers all questions. Every row of an encoder is read at most once for all columns, is scored at most once a
-/// column, and a column is left as soon as its questions are decided.
+/// Answers all questions, as whole rows scored in F32 do. Coarse rows are read at most once for all columns and scored
+/// at most once a column; whole rows only of latents that a coarse row cannot place. A column is left as soon as its
+/// questions are decided: a latent far from the k largest is, once k larger ones were seen.
 void answer_topk(const Program & program, std::vector<TopkQuestion> & questions);
 
 }  // namespace scope
