@@ -18,6 +18,10 @@ from scope_runtime.lifecycle.address import Address
 
 _BACKLOG = 16
 
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open. Longer than clients and proxies keep theirs (5 to 60 s): whoever hangs up
+first must not be the server, or a request that is just being sent is lost."""
+
 
 def tcp_socket(address: Address) -> socket.socket:
     """Takes the address; nobody can connect before a server is started on it. Raises UsageError."""
@@ -107,6 +111,7 @@ def listening(
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
 
 

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from scope_runtime.lifecycle import listen
 from scope_runtime.lifecycle.address import Address
 from scope_runtime.lifecycle.listen import tcp_socket
 from scope_runtime.serve.options import ServeOptions
@@ -73,3 +75,15 @@ def _answer_to(client: socket.socket, asked: bytes) -> bytes:
         return client.recv(100)
     except ConnectionError:
         return b""
+
+
+def test_an_idle_connection_outlives_what_clients_keep() -> None:
+    """Whoever hangs up first must be the client: its next request would be lost otherwise."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("nobody asks")
+
+    config = listen.listening(app)
+    kept_s = httpx.Limits().keepalive_expiry
+    assert kept_s is not None
+    assert config.timeout_keep_alive > 60 > kept_s
