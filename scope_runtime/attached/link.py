@@ -56,21 +56,21 @@ class Link:
         self.running[number] = running
         return Request(self, slot, running, program, begun, reusable, timing, sampling, n_unmatched)
 
-    def end(self, request: Request) -> SlotState:
-        """The slot's last state, once the server no longer works on it.
+    def end(self, request: Request) -> tuple[SlotState, bool]:
+        """The slot's last state, once the server no longer works on it; and whether its hook has summed it up.
 
         Raises:
             HookError: the hook refuses. Of a server that is gone, what it knew in the end is returned.
         """
         try:
-            return self.hook.end(request.slot)
+            return self.hook.end(request.slot), True
         except HookError:
             if self.hook.alive:
                 raise
         try:
-            return self.hook.slot(request.slot)
+            return self.hook.slot(request.slot), False
         except HookError:
-            return request.begun  # it was killed while it wrote
+            return request.begun, False  # it was killed while it wrote
 
     def forget(self, request: Request) -> None:
         """The request is on record."""
@@ -107,8 +107,10 @@ class Link:
             if (event := self.reader.event(raw, running.request, spans)) is not None
         ]
 
-    def unsteered(self, request: Request, last: SlotState) -> str | None:
-        """What of a request was computed otherwise than its policies say; None: nothing."""
+    def unsteered(self, request: Request, last: SlotState, summed_up: bool) -> str | None:
+        """What of a request was computed otherwise than its policies say, or cannot be shown; None: nothing."""
+        if not summed_up:
+            return "llama-server was gone before it told what was done"
         if last.spans is None:
             return "its policies changed more often than can be told"
         stray = last.n_stray - request.begun.n_stray

@@ -301,12 +301,14 @@ class AttachedRuntime:
         """Puts a request on record, when the server no longer works on its slot. Blocks for at most an ubatch."""
         link, running = request.link, request.running
         try:
-            last = link.end(request)
+            last, summed_up = link.end(request)
             spans = link.reader.revisions(last.spans) if last.spans is not None else ()
             link.collect(self.write)
             report = link.report(request, spans)
             program = link.programs.program_of(request.slot)
-            unsteered = self._unsteered(request, last, program)
+            # What failed by the server's end is told as that.
+            lost = finish == "error" and not summed_up
+            unsteered = None if lost else self._unsteered(request, last, summed_up, program)
             n_dropped = link.hook.status.n_dropped
         finally:
             link.forget(request)
@@ -333,9 +335,11 @@ class AttachedRuntime:
         self.write([*report, summary])
         return Ended(spans, tuple(running.events), unsteered)
 
-    def _unsteered(self, request: Request, last: SlotState, program: Program) -> str | None:
+    def _unsteered(
+        self, request: Request, last: SlotState, summed_up: bool, program: Program
+    ) -> str | None:
         """Whether something was computed otherwise than the policies say, and what; put on record, too."""
-        told = request.link.unsteered(request, last)
+        told = request.link.unsteered(request, last, summed_up)
         if told is not None and program.hooks:
             request_id = request.running.request.request_id
             self.record("unsteered", Kind.RUNTIME, request_id=request_id, reason=told)

@@ -1,0 +1,90 @@
+"""What a server that is gone leaves open, with a hook that says what a test wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scope_runtime.attached.interface import SlotState
+from scope_runtime.attached.link import Link
+from scope_runtime.errors import HookError
+
+BEGUN = SlotState(
+    slot=1,
+    request_id=7,
+    serial=3,
+    n_columns=0,
+    n_unsteered=0,
+    n_stray=2,
+    answer_start=None,
+    last_position=-1,
+    abort=None,
+    spans=(),
+)
+
+
+@dataclass
+class Hook:
+    """Attributes: ended: what `end` returns; None: the server is gone."""
+
+    ended: SlotState | None
+    alive: bool = True
+    torn: bool = False
+    n_unmatched: int = 4
+
+    @property
+    def status(self) -> Any:
+        return SimpleNamespace(n_unmatched=self.n_unmatched)
+
+    def end(self, slot: int) -> SlotState:
+        if self.ended is None:
+            raise HookError("the server is gone")
+        return self.ended
+
+    def slot(self, slot: int) -> SlotState:
+        if self.torn:
+            raise HookError("the server died while it wrote it")
+        return replace(BEGUN, n_columns=9)
+
+
+def link_of(hook: Hook) -> tuple[Link, Any]:
+    link: Any = object.__new__(Link)
+    link.hook = hook
+    return link, SimpleNamespace(slot=1, begun=BEGUN, n_unmatched=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_unmatched", "told"),
+    [
+        ({}, 4, None),
+        ({"n_unsteered": 5}, 4, "5 tokens were not steered"),
+        ({"n_stray": 3}, 4, "1 tokens were computed for nobody"),
+        ({}, 6, "2 hook points were missed"),
+        ({"spans": None}, 4, "its policies changed more often than can be told"),
+    ],
+)
+def test_what_was_not_steered_is_told(
+    changes: dict[str, Any], n_unmatched: int, told: str | None
+) -> None:
+    link, request = link_of(Hook(replace(BEGUN, **changes), n_unmatched=n_unmatched))
+    last, summed_up = link.end(request)
+    assert link.unsteered(request, last, summed_up) == told
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_answer_that_nobody_summed_up_is_not_called_steered(torn: bool) -> None:
+    """All its tokens were there; then the server was killed, before it told what was done to them."""
+    link, request = link_of(Hook(None, alive=False, torn=torn))
+    last, summed_up = link.end(request)
+    assert (last.n_columns, summed_up) == (0 if torn else 9, False)
+    told = link.unsteered(request, last, summed_up)
+    assert told == "llama-server was gone before it told what was done"
+
+
+def test_a_refusal_of_a_hook_that_is_there_is_an_error() -> None:
+    link, request = link_of(Hook(None))
+    with pytest.raises(HookError, match="the server is gone"):
+        link.end(request)
