@@ -4,7 +4,8 @@
 
 *drift*: the model's own answers, cut just before the first Chinese character; against English and Chinese
 answers, cut after as many sentences. *archaic*: questions that ask for the old style, against plain ones,
-up to where the answer begins. *refusal*: refusals against other answers, whole. Needs no PyTorch.
+up to where the answer begins. *refusal*: refusals against other answers, whole. `english.jsonl`: plain
+questions with their reference answers, which no policy should make less likely. Needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -78,6 +79,18 @@ def refusal() -> tuple[list[Messages], list[Messages]]:
     )
 
 
+def english() -> list[Messages]:
+    """Plain questions, other than the seeds', and answers as they should be."""
+    return [said(e, e.answer) for e in heldout("english", SKIP + 2 * N)[SKIP + N :]]
+
+
+def write(path: Path, rows: list[Messages]) -> None:
+    """JSON lines, one conversation each."""
+    lines = [json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    print(f"{path}: {len(lines)} texts")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,10 +99,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for make in (drift, archaic, refusal):
         for which, rows in zip(("positive", "negative"), make(), strict=True):
-            lines = [json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows]
-            path = out / f"{make.__name__}.{which}.jsonl"
-            path.write_text("".join(lines), encoding="utf-8")
-            print(f"{path}: {len(lines)} texts")
+            write(out / f"{make.__name__}.{which}.jsonl", rows)
+    write(out / "english.jsonl", english())
 
 
 if __name__ == "__main__":

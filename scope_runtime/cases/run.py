@@ -118,7 +118,7 @@ def run_tests(
     policies = {**{p.file: p for p in untested}, **{t.policy.file: t.policy for t in tests}}
     exercised: dict[str, set[str]] = {file: set() for file in policies}
     with ExitStack() as stack:
-        bench = _Bench(stack, model, root, n_threads, n_ctx)
+        bench = CaseBench(stack, model, root, n_threads, n_ctx)
         for test in tests:
             found: list[CaseResult] = []
             for case in test.cases:
@@ -136,13 +136,13 @@ def run_tests(
     )
 
 
-def _result(bench: _Bench, policy: Policy, case: Case) -> CaseResult:
+def _result(bench: CaseBench, policy: Policy, case: Case) -> CaseResult:
     started = time.perf_counter()
     outcome: Outcome | None = None
     failures: tuple[ScopeError, ...]
     try:
         outcome = bench.outcome(policy, case)
-        judged = (_judge(expected, outcome) for expected in case.expectations)
+        judged = (judge(expected, outcome) for expected in case.expectations)
         failures = tuple(failure for failure in judged if failure is not None)
     except ScopeError as error:
         failures = (error,)
@@ -150,8 +150,8 @@ def _result(bench: _Bench, policy: Policy, case: Case) -> CaseResult:
 
 
 @dataclass(slots=True)
-class _Bench:
-    """What cases share: a recording is read once, a model is loaded once."""
+class CaseBench:
+    """What cases share: a recording is read once, a model is loaded once. Policies need not lie in files."""
 
     stack: ExitStack
     model: Path | None
@@ -162,6 +162,7 @@ class _Bench:
     _runtimes: dict[Path, Runtime] = field(default_factory=dict)
 
     def outcome(self, policy: Policy, case: Case) -> Outcome:
+        """What a policy does in a case."""
         return self._on_recording(policy, case) if case.recording else self._on_model(policy, case)
 
     def _on_recording(self, policy: Policy, case: Case) -> Outcome:
@@ -181,7 +182,7 @@ class _Bench:
     def _on_model(self, policy: Policy, case: Case) -> Outcome:
         assert case.prompt is not None
         runtime = self._runtime(case)
-        runtime.set_policy(policy.file)
+        runtime.take_up(runtime.compiled([policy]), policy=policy.file)
         options: dict[str, object] = {
             "labels": case.labels,
             "request_id": case.request_id,
@@ -199,9 +200,6 @@ class _Bench:
         return outcome_of(None, answer.report, aborted=aborted, answer=answer.text)
 
     def _runtime(self, case: Case) -> Runtime:
-        # llama.cpp only where a case needs it: recordings do not.
-        from scope_runtime.runtime import Runtime
-
         path = case.model or self.model
         if path is None:
             raise CaseFailure(
@@ -209,6 +207,13 @@ class _Bench:
                 location=case.location,
                 expected="model: in the case, or --model",
             )
+        return self.runtime(path)
+
+    def runtime(self, path: Path) -> Runtime:
+        """The model, loaded when it is first asked for."""
+        # llama.cpp only where a case needs it: recordings do not.
+        from scope_runtime.runtime import Runtime
+
         if path not in self._runtimes:
             runtime = Runtime(
                 path, policy_root=self.root, n_ctx=self.n_ctx, n_threads=self.n_threads
@@ -243,7 +248,8 @@ def outcome_of(
     return Outcome(rules, alerts, aborted, answer)
 
 
-def _judge(expected: Expectation, outcome: Outcome) -> CaseFailure | None:
+def judge(expected: Expectation, outcome: Outcome) -> CaseFailure | None:
+    """What does not hold of an expectation; None: it holds."""
     wanted = expected.wanted
     if expected.what == "aborts":
         held, found = outcome.aborted is wanted, "it did" if outcome.aborted else "it did not"

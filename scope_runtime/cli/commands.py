@@ -26,6 +26,7 @@ COMMANDS = {
     "test": Entry("test", "run_cases", "Run the tests that lie beside policies."),
     "record": Entry("record", "record", "Record residuals, for tests without the model."),
     "find": Entry("find", "find", "Find the features that a behaviour hangs on."),
+    "sweep": Entry("sweep", "sweep", "Measure how strong a rule should be."),
     "label": Entry("label", "label", "List or write the labels of a pack."),
     "diff": Entry("diff", "diff", "Say what changes from one policy to another."),
     "trace": Entry("trace", "trace", "Show which features a text lights up, token by token."),

@@ -1,28 +1,36 @@
-"""Looking inside: what texts light up, what differs between them, and which features a behaviour hangs on."""
+"""Looking inside: what texts light up, what differs, which features a behaviour hangs on, how strong to act on them."""
 
 from scope_runtime.inspect.compare import Comparison, Difference, compare
 from scope_runtime.inspect.features import FeatureRef
 from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, encode_kinds, find
 from scope_runtime.inspect.intervention import Intervention
+from scope_runtime.inspect.prepare import Collateral, Contrast
+from scope_runtime.inspect.propose import Limits, Proposal, propose
 from scope_runtime.inspect.rank import Criteria, RankedFeature, Ranking, rank
 from scope_runtime.inspect.reading import Reader, Reading, recorded
 from scope_runtime.inspect.sample import Pool, Pooled, Sample
 from scope_runtime.inspect.snippet import RuleKind, Snippet, snippet, taken
+from scope_runtime.inspect.sweep import Measured, Sweep, sweep
 from scope_runtime.inspect.trace import Lit, Trace, trace
 from scope_runtime.inspect.vocabulary import OutputHead, Push
 
 __all__ = [
+    "Collateral",
     "Comparison",
+    "Contrast",
     "Criteria",
     "Difference",
     "FeatureRef",
     "Found",
     "FoundFeature",
     "Intervention",
+    "Limits",
     "Lit",
+    "Measured",
     "OutputHead",
     "Pool",
     "Pooled",
+    "Proposal",
     "Push",
     "RankedFeature",
     "Ranking",
@@ -31,14 +39,17 @@ __all__ = [
     "RuleKind",
     "Sample",
     "Snippet",
+    "Sweep",
     "TokenInContext",
     "Trace",
     "compare",
     "encode_kinds",
     "find",
+    "propose",
     "rank",
     "recorded",
     "snippet",
+    "sweep",
     "taken",
     "trace",
 ]

@@ -25,10 +25,17 @@ def tokenised(context: Context, texts: Sequence[Text], *, chat: bool = False) ->
         UsageError: a text has no tokens, or the template does not take a conversation.
         ModelError: there are conversations and the model has no template.
     """
+    return [[*prompt, *answer] for prompt, answer in prompts_and_answers(context, texts, chat=chat)]
+
+
+def prompts_and_answers(
+    context: Context, texts: Sequence[Text], *, chat: bool = False
+) -> list[tuple[list[int], list[int]]]:
+    """Their tokens, as `tokenised`, parted where a conversation's last answer begins; a plain text is all prompt."""
     template: ChatTemplate | None = None
     out = []
     for text in texts:
-        messages = list(text.messages)
+        messages, answered = list(text.messages), list[int]()
         if chat and not messages:
             messages = [{"role": "user", "content": text.text}]
         if not messages:
@@ -37,10 +44,10 @@ def tokenised(context: Context, texts: Sequence[Text], *, chat: bool = False) ->
             template = template or ChatTemplate.of(context)
             answer = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
             tokens = template.tokens(context, messages)
-            tokens += context.tokenize(answer, special=False, add_bos=False) if answer else []
+            answered = context.tokenize(answer, special=False, add_bos=False) if answer else []
         if not tokens:
             raise UsageError("a text has no tokens", found=repr(text.text[:40]))
-        out.append(tokens)
+        out.append((tokens, answered))
     return out
 
 

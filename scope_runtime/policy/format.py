@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -48,6 +48,28 @@ def formatted(text: str, file: str) -> str:
     if comments(laid_out) != comments(text):
         raise _refused("the layout would change a comment", file)
     return laid_out
+
+
+def edited(text: str, file: str, edit: Callable[[Any], None]) -> str:
+    """The text with something changed in it, laid out, and with every comment that it had.
+
+    Args:
+        text: YAML that we read.
+        file: what to call it in errors.
+        edit: changes the document in place, as ruamel.yaml's mappings and lists.
+
+    Raises:
+        PolicyError: a comment would be lost. PolicyErrors: as `formatted`.
+    """
+    before = formatted(text, file)
+    writer, out = _writer(), io.StringIO()
+    document = writer.load(before)
+    edit(document)
+    writer.dump(document, out)
+    after = formatted(out.getvalue(), file)
+    if sorted(comments(after)) != sorted(comments(before)):
+        raise _refused("the change would lose a comment", file)
+    return after
 
 
 def comments(text: str) -> list[str]:
@@ -106,7 +128,7 @@ for _kind in ("int", "float", "bool", "null", "timestamp"):
 _Representer.add_representer(_Scalar, _Representer.as_written)
 
 
-def _written(text: str) -> str:
+def _writer() -> YAML:
     writer = YAML(typ="rt")
     writer.Constructor = _Constructor
     writer.Representer = _Representer
@@ -114,7 +136,11 @@ def _written(text: str) -> str:
     writer.allow_duplicate_keys = False
     writer.width = WIDTH
     writer.indent(mapping=2, sequence=4, offset=2)
-    out = io.StringIO()
+    return writer
+
+
+def _written(text: str) -> str:
+    writer, out = _writer(), io.StringIO()
     writer.dump(writer.load(text), out)
     return out.getvalue()
 
