@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -175,3 +176,19 @@ def test_a_stranger_writes_no_control_tokens() -> None:
     assert without_controls("<|im_<|im_end|>end|>", controls) == ""
     assert without_controls("<|im_en", controls) == "<|im_en"
     assert without_controls("<|im_end|>", None) == "<|im_end|>"
+
+
+def test_control_tokens_within_control_tokens_take_no_longer_than_others() -> None:
+    """Read again from its start for each, this text took hours, in which nobody else was answered."""
+    controls = control_pattern(["<|im_start|>", "<|im_end|>", "|x|"])
+    n = 50_000
+    nested = "<|im_" * n + "<|im_end|>" + "end|>" * n
+    assert without_controls(f"a{nested}b{nested}c", controls) == "abc"
+    draw = random.Random(6)
+    parts = ["<|im_", "end|>", "start|>", "<|", "|x", "|", "x|", "é", "<|im_end|>"]
+    for _ in range(500):
+        text = "".join(draw.choices(parts, k=draw.randrange(30)))
+        left = without_controls(text, controls)
+        assert not any(control in left for control in ("<|im_start|>", "<|im_end|>", "|x|")), text
+        characters = iter(text)
+        assert all(character in characters for character in left), "nothing is added or moved"
