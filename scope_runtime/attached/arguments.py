@@ -61,16 +61,20 @@ class ServerCommand:
 
     @property
     def digest(self) -> str:
-        """Of everything that makes a running server this one: a changed program file is another."""
-        about = self.program.stat()
+        """Of everything that makes a running server this one: a changed program or model is another."""
         told = [
             str(self.program),
-            about.st_size,
-            about.st_mtime_ns,
+            *_version(self.program),
+            *self.model_version,
             *self.arguments,
             str(Path.cwd()),
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    @property
+    def model_version(self) -> tuple[int, ...]:
+        """What changes when the model's file is written anew or replaced."""
+        return _version(self.model)
 
     def argv(self, port: int, key_file: Path) -> list[str]:
         """The whole command line."""
@@ -98,13 +102,13 @@ def server_command(
             expected="an executable file, or a name on the PATH",
         )
     for argument in arguments:
-        flag = argument.partition("=")[0]
+        flag = _flag(argument)
         if flag in REFUSED:
             raise UsageError(f"{flag} cannot be given to llama-server here: {REFUSED[flag]}")
     named = [
         Path(value)
         for flag, value in zip(arguments, [*arguments[1:], ""], strict=False)
-        if flag in _MODEL and value
+        if _flag(flag) in _MODEL and value
     ]
     if named and model is not None and named != [model]:
         raise UsageError("two models are given", found=f"{model} and {named[-1]}")
@@ -115,6 +119,21 @@ def server_command(
     if model is not None and not named:
         arguments = ["--model", str(model), *arguments]
     return ServerCommand(Path(found).absolute(), model or named[0], tuple(arguments))
+
+
+def _flag(argument: str) -> str:
+    """The name of an option as llama.cpp reads it: ``--cache_ram`` is ``--cache-ram``."""
+    flag = argument.partition("=")[0]
+    return flag.replace("_", "-") if flag.startswith("--") else flag
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written anew or replaced; nothing where there is none, which its reader tells."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def server_environment(hook: Mapping[str, str]) -> dict[str, str]:

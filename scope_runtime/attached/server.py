@@ -75,6 +75,7 @@ class ServerFolder:
     def __init__(self, path: Path, command: ServerCommand, say: Callable[[str], None]) -> None:
         self.path = path
         self._command = command
+        self._model_version = command.model_version
         self._starting: Process | None = None
         self._ending = False
         self._mutex = threading.Lock()  # of the two above
@@ -109,6 +110,12 @@ class ServerFolder:
         Raises:
             HookError: it does not come up, the hook does not get into it, or cannot do its work there.
         """
+        if self._command.model_version != self._model_version:
+            raise HookError(
+                "the model's file is another one than when the gateway started",
+                found=str(self._command.model),
+                hint="Start the gateway again: policies and records are held against the model's file",
+            )
         check_program(self._command.program)
         self._forget()
         control = self.path / f"control-{secrets.token_hex(4)}"

@@ -1,0 +1,47 @@
+"""What may be said to a llama-server, and when one that runs is the one that is asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scope_runtime.attached.arguments import REFUSED, server_command
+from scope_runtime.attached.server import ServerFolder
+from scope_runtime.errors import HookError, UsageError
+from scope_runtime.types import ModelShape
+
+
+@pytest.mark.parametrize(
+    "flag", ["--cache_ram", "--control_vector=x", "--slot_save-path", "--api-key", "-cram"]
+)
+def test_an_argument_is_refused_however_llama_cpp_lets_it_be_written(flag: str) -> None:
+    told = REFUSED[flag.partition("=")[0].replace("_", "-")]
+    with pytest.raises(UsageError, match=told):
+        server_command(sys.executable, Path("m.gguf"), ["-np", "2", flag, "8192"])
+
+
+def test_a_model_that_was_replaced_is_another_server(tmp_path: Path) -> None:
+    """One that is adopted would compute with the old weights, on record as the new ones."""
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"one")
+    command = server_command(sys.executable, None, ["-m", str(model)])
+    first = command.digest
+    assert command.digest == first
+    (tmp_path / "new").write_bytes(b"two")
+    (tmp_path / "new").replace(model)
+    assert command.digest != first
+
+
+def test_a_model_that_was_replaced_is_not_started_again(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"one")
+    command = server_command(sys.executable, None, ["-m", str(model)])
+    folder = ServerFolder(tmp_path / "server", command, lambda line: None)
+    try:
+        model.write_bytes(b"another")
+        with pytest.raises(HookError, match="another one than when the gateway started"):
+            folder.start(ModelShape("qwen3", 4, 256))
+    finally:
+        folder.close()
