@@ -66,6 +66,7 @@ class Link:
             return self.hook.end(request.slot), True
         except HookError:
             if self.hook.alive:
+                self.programs.unsure(request.slot)
                 raise
         try:
             return self.hook.slot(request.slot), False

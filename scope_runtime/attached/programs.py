@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from scope_runtime.attached.interface import AttachedHook, SlotState
+from scope_runtime.errors import HookError
 from scope_runtime.events import RequestContext
 from scope_runtime.native.hook import Span
 from scope_runtime.program import Program
@@ -33,6 +34,9 @@ class SlotPrograms:
         self._held: dict[tuple[str, str], int] = {}  # what a program does, and its revision
         self._requests: dict[int, RequestContext] = {}
         self._serials: dict[int, int] = {}  # of every slot with a request
+        self._unsure: set[int] = (
+            set()
+        )  # slots that may be open in the hook, by a command that came too late
         self._lock = threading.RLock()  # of all of the above
         self._commands = _SharedOrAlone()
         self._since_use = 0  # ubatches when the source was taken up
@@ -90,10 +94,25 @@ class SlotPrograms:
                 serial = self._hold(program)
                 self._serials[slot], self._requests[slot] = serial, request
             try:
+                if slot in self._unsure:
+                    self._end_late(slot)
                 return program, share, self._hook.begin(slot, number, serial)
             except BaseException:
+                self._unsure.add(slot)
                 self.end(slot)
                 raise
+
+    def unsure(self, slot: int) -> None:
+        """Nobody knows whether the hook has ended the slot's request: it is ended before the next one begins."""
+        self._unsure.add(slot)
+
+    def _end_late(self, slot: int) -> None:
+        """Ends what is open on a slot; the hook takes commands in their order, so a late one is over by then."""
+        with suppress(HookError):
+            self._hook.end(slot)
+        if self._hook.slot(slot).request_id is not None:
+            raise HookError("the server's hook has not ended the slot's request before")
+        self._unsure.discard(slot)
 
     def program_of(self, slot: int) -> Program:
         """What the next token of a slot with a request is computed under."""

@@ -10,7 +10,11 @@ import pytest
 
 from scope_runtime.attached.interface import SlotState
 from scope_runtime.attached.link import Link
+from scope_runtime.attached.programs import SlotPrograms
 from scope_runtime.errors import HookError
+from scope_runtime.events import RequestContext
+from scope_runtime.select import ProgramSource
+from scope_runtime.types import ModelShape
 
 BEGUN = SlotState(
     slot=1,
@@ -86,5 +90,54 @@ def test_an_answer_that_nobody_summed_up_is_not_called_steered(torn: bool) -> No
 
 def test_a_refusal_of_a_hook_that_is_there_is_an_error() -> None:
     link, request = link_of(Hook(None))
+    unsure: list[int] = []
+    link.programs = SimpleNamespace(unsure=unsure.append)  # type: ignore[assignment]
     with pytest.raises(HookError, match="the server is gone"):
         link.end(request)
+    assert unsure == [request.slot]
+
+
+class Late(Hook):
+    """A hook that is at a long ubatch when it is asked first: it says nothing in time, and does it afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.requests: dict[int, int] = {}
+        self.late = True
+
+    def hold(self, blob: bytes) -> int:
+        return 1
+
+    def begin(self, slot: int, request_id: int, serial: int) -> SlotState:
+        if slot in self.requests:
+            raise HookError("a request is open on this slot")
+        self.requests[slot] = request_id
+        if self.late:
+            self.late = False
+            raise HookError("the server's hook did not answer within 60 s")
+        return self.slot(slot)
+
+    def end(self, slot: int) -> SlotState:
+        if self.requests.pop(slot, None) is None:
+            raise HookError("no request is open on this slot")
+        return self.slot(slot)
+
+    def slot(self, slot: int) -> SlotState:
+        return replace(BEGUN, slot=slot, request_id=self.requests.get(slot))
+
+
+def test_a_slot_of_which_nobody_knows_serves_the_next_request() -> None:
+    """It would be refused for ever as one that has a request."""
+    hook: Any = Late()
+    programs = SlotPrograms(hook, 2, ProgramSource(None, ModelShape("qwen3", 4, 256)))
+    identity = RequestContext({}, "r")
+    with pytest.raises(HookError, match="did not answer"):
+        programs.begin(1, 5, identity)
+    *_, begun = programs.begin(1, 6, identity)
+    assert begun.request_id == 6
+    hook.end(1)
+    programs.end(1)
+    # A command that came too late to end one leaves nothing open either; one that was in time, nothing to end.
+    programs.unsure(1)
+    *_, begun = programs.begin(1, 7, identity)
+    assert begun.request_id == 7
