@@ -1,9 +1,12 @@
 """Looking inside: what texts light up, what differs, which features a behaviour hangs on, how strong to act on them."""
 
 from scope_runtime.inspect.compare import Comparison, Difference, compare
+from scope_runtime.inspect.drawing import write_png
 from scope_runtime.inspect.features import FeatureRef
 from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, encode_kinds, find
+from scope_runtime.inspect.heat import Picture, comparison_picture, trace_picture
 from scope_runtime.inspect.intervention import Intervention
+from scope_runtime.inspect.page import write_page
 from scope_runtime.inspect.prepare import Collateral, Contrast
 from scope_runtime.inspect.propose import Limits, Proposal, propose
 from scope_runtime.inspect.rank import Criteria, RankedFeature, Ranking, rank
@@ -28,6 +31,7 @@ __all__ = [
     "Lit",
     "Measured",
     "OutputHead",
+    "Picture",
     "Pool",
     "Pooled",
     "Proposal",
@@ -43,6 +47,7 @@ __all__ = [
     "TokenInContext",
     "Trace",
     "compare",
+    "comparison_picture",
     "encode_kinds",
     "find",
     "propose",
@@ -52,4 +57,7 @@ __all__ = [
     "sweep",
     "taken",
     "trace",
+    "trace_picture",
+    "write_page",
+    "write_png",
 ]

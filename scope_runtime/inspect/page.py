@@ -43,7 +43,7 @@ def page(picture: Picture) -> str:
             f"<h1>{title}</h1>",
             *_sentences(picture.sentences),
             *(line for ranked in picture.ranked for line in _ranked(ranked)),
-            *(line for number, heat in enumerate(picture.heats) for line in _heat(number, heat)),
+            *(line for heat in picture.heats for line in _heat(heat)),
             "</main>",
             "</body>",
             "</html>",
@@ -87,11 +87,11 @@ def _ranked(ranked: Ranked) -> Iterator[str]:
     )
 
 
-def _heat(number: int, heat: Heat) -> Iterator[str]:
+def _heat(heat: Heat) -> Iterator[str]:
     least, zero = (shown_number(-heat.scale), "50%") if heat.signed else ("0", "0%")
     start = "var(--cold)" if heat.signed else "var(--paper)"
-    yield f'<section aria-labelledby="heat-{number}">'
-    yield f'<h2 id="heat-{number}">{_text(heat.title)}</h2>'
+    yield "<section>"
+    yield f"<h2>{_text(heat.title)}</h2>"
     yield (
         f'<p class="quiet">{least} <span class="bar" style="--from: {start}; --zero: {zero}"></span> '
         f"{shown_number(heat.scale)} or more{_legend(heat)}</p>"

@@ -270,8 +270,13 @@ def changed(program: Program, observed: Observed) -> dict[int, F32Array]:
     Raises:
         UsageError: a part of the program is llama.cpp's control vector, whose change is not seen.
     """
+    if program.control_vectors:
+        raise UsageError(
+            "on a GPU this policy adds by llama.cpp's control vector, and what that adds is not seen",
+            hint="Read on the CPU: n_gpu_layers 0",
+        )
     points = hook_points(program)
-    if not points and not program.control_vectors:
+    if not points:
         return {}
     text = RecordedText(
         observed.tokens,

@@ -13,12 +13,16 @@ from scope_runtime.audit.logged import logged_request
 from scope_runtime.audit.segments import find_logs
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect import Reader, recorded
-from scope_runtime.inspect.reading import decoded
+from scope_runtime.inspect.reading import changed, decoded
 from scope_runtime.llama.capture import capturing, residuals
 from scope_runtime.llama.chat import Message
-from scope_runtime.llama.observe import likeliest
+from scope_runtime.llama.observe import Observed, likeliest
 from scope_runtime.packs import read_pack
+from scope_runtime.policy.load import load_policies
 from scope_runtime.recording import read_recording
+from scope_runtime.select import ProgramSource
+from scope_runtime.types import ModelShape
+from tests.conftest import ROOT
 from tests.inspect.conftest import ENGLISH_ONLY, F16, MODEL, PACK, QUESTION, RECORDING
 
 DRIFT = (767, 843, 185, 28, 459)
@@ -87,6 +91,27 @@ def test_after_the_policy_is_what_its_formula_makes_of_before() -> None:
     assert np.abs(expected - h).max() > 10
     np.testing.assert_allclose(reading.after[3], expected, atol=1e-3)
     np.testing.assert_array_equal(reading.after[2], reading.layers[2])
+
+
+def test_side_by_side_engines_see_the_same() -> None:
+    with Reader(MODEL, ENGLISH_ONLY, n_ctx=128, n_threads=1) as reader:
+        one = reader.answer(QUESTION, [3], max_tokens=20)
+    with Reader(MODEL, ENGLISH_ONLY, n_ctx=128, n_threads=1, n_parallel=2) as reader:
+        other = reader.text(one.tokens, [3], n_prompt=one.n_prompt)
+    assert other.policy == one.policy
+    np.testing.assert_allclose(other.layers[3], one.layers[3], atol=1e-2)
+    np.testing.assert_allclose(other.after[3], one.after[3], atol=1e-2)
+    assert np.abs(one.after[3] - one.layers[3]).max() > 10
+
+
+def test_what_a_control_vector_adds_is_not_seen() -> None:
+    shape = ModelShape("qwen3", 4, 256)
+    policy = load_policies(ROOT / "examples" / "tiny-qwen3" / "controls" / "drift-vector.yaml")
+    program = ProgramSource(policy, shape, control_vector_layers=frozenset(range(4))).program
+    assert program.control_vectors
+    observed = Observed((1,), 1, {}, (), program)
+    with pytest.raises(UsageError, match="what that adds is not seen"):
+        changed(program, observed)
 
 
 def test_the_answer_alone(reader: Reader) -> None:
