@@ -99,7 +99,7 @@ def _check_scope_command(words: list[str]) -> None:
         command, words = found, words[1:]
     options = {name for parameter in command.params for name in parameter.opts} | {"-h", "--help"}
     for word in words:
-        if word in ("|", ">"):
+        if word in ("|", ">", "--"):
             break
         if word.startswith("-") and word != "-":
             assert word.split("=")[0] in options, f"{command.name} has no option {word}"
