@@ -11,7 +11,7 @@ from scope_runtime.inspect.compare import Comparison, Difference, counted, poole
 from scope_runtime.inspect.features import names
 from scope_runtime.inspect.reading import Reading, Said
 from scope_runtime.inspect.trace import Trace, settled
-from scope_runtime.inspect.words import comparison_words, trace_words
+from scope_runtime.inspect.words import comparison_words, likely, trace_words
 from scope_runtime.pack_types import F32Array
 from scope_runtime.visible import shown_number, shown_token, visible
 
@@ -224,8 +224,10 @@ def _next(reading: Reading) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def next_words(said: Sequence[Said], n: int = 3) -> str:
-    """``␣You 60 %, ␣V 29 %``."""
-    return ", ".join(f"{shown_token(each.text)} {each.probability:.0%}" for each in said[:n])
+    """``␣You 60%, ␣V 29%``."""
+    return ", ".join(
+        f"{shown_token(each.text)} {each.probability:.0%}" for each in likely(said)[:n]
+    )
 
 
 def _scale(values: Sequence[F32Array]) -> float:

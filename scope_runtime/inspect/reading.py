@@ -244,7 +244,8 @@ class Reader:
         self.close()
 
     def _said(self, following: NextToken) -> Said:
-        text = self._runtime.piece(following.token).decode(errors="replace")
+        # A part of a character is no text: its bytes are shown.
+        text = self._runtime.piece(following.token).decode(errors="backslashreplace")
         return Said(following.token, text, following.probability)
 
     def _observe(

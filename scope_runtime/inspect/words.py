@@ -42,8 +42,15 @@ def comparison_words(found: Comparison) -> tuple[str, ...]:
 
 
 def said_words(said: Sequence[Said], n: int = _QUOTED) -> str:
-    """``“␣You” 60 %, “␣V” 29 %``."""
-    return ", ".join(f"“{shown_token(each.text)}” {each.probability:.0%}" for each in said[:n])
+    """``“␣You” 60%, “␣V” 29%``; of those that would be 0% none."""
+    return ", ".join(
+        f"“{shown_token(each.text)}” {each.probability:.0%}" for each in likely(said)[:n]
+    )
+
+
+def likely(said: Sequence[Said]) -> Sequence[Said]:
+    """Those that are shown: more than half a percent, and the likeliest in any case."""
+    return [each for i, each in enumerate(said) if not i or each.probability > 0.005]
 
 
 def _about_to_say(lit: Lit) -> str:

@@ -71,6 +71,10 @@ def test_each_answer_token_is_what_it_was_about_to_say(policy: Path | None) -> N
     assert tuple(said) == reading.tokens[n:]
     assert (reading.policy is None) == (policy is None)
     assert bool(re.search("[\u4e00-\u9fff]", reading.text)) == (policy is None)
+    # A part of a character is shown by its bytes.
+    said_so = {each.text for row in reading.next for each in row}
+    assert any(text.startswith("\\x") for text in said_so)
+    assert not any("\ufffd" in text for text in said_so)
 
 
 def test_after_the_policy_is_what_its_formula_makes_of_before() -> None:

@@ -9,7 +9,8 @@ import torch
 from scope_runtime.errors import ScopeError
 from scope_runtime.inspect import FeatureRef, Reader, trace
 from scope_runtime.inspect.features import chosen
-from scope_runtime.inspect.words import trace_words
+from scope_runtime.inspect.reading import Said
+from scope_runtime.inspect.words import said_words, trace_words
 from scope_runtime.sae import SaeLayers
 from tests.inspect.conftest import MODEL, QUESTION, SAE, drawn, mirrors
 
@@ -99,6 +100,14 @@ def test_where_it_is_first_lit_in_words() -> None:
     assert trace_words(trace(no_answer, mirrors(), features="1:0")) == (
         "1:0 is first lit at token 1 “b” (1.00).",
     )
+
+
+def test_next_tokens_that_nobody_would_see_are_not_named() -> None:
+    sure = (Said(1, " a", 0.999), Said(2, "b", 0.0009), Said(3, "c", 0.0001))
+    assert said_words(sure) == "“␣a” 100%"
+    open_ = (Said(1, "a", 0.004), Said(2, "b", 0.003))
+    assert said_words(open_) == "“a” 0%"
+    assert said_words([*sure[:1], Said(4, "d", 0.006)]) == "“␣a” 100%, “d” 1%"
 
 
 def test_features_by_number_and_by_label() -> None:
