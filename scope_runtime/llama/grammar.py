@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scope_runtime.errors import UsageError
+from scope_runtime.llama.grammar_cost import check_cost
 
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_NESTING = 64
@@ -58,6 +59,7 @@ def check_grammar(text: str) -> None:
             found=f"{optional} optional parts",
             expected=f"at most {MAX_OPTIONAL}",
         )
+    check_cost(text)
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:

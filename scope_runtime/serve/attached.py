@@ -16,6 +16,7 @@ from scope_runtime.errors import ScopeError
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.timing import Timing
 from scope_runtime.serve.ask import Ask, Began, Done, Extra, Item, changing
+from scope_runtime.serve.attached_limits import check
 from scope_runtime.serve.attached_wire import TAKES, Wire
 from scope_runtime.serve.errors import ApiError
 
@@ -71,6 +72,8 @@ class AttachedEngine:
     async def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
         """See ``Engine``."""
         timing, told = Timing(), _Told()
+        # On a thread, because a request may be large; before a slot is taken, because it may be refused.
+        await asyncio.to_thread(check, ask)
         sampling = ask.sampling.settled()
         prompt = self._wire.prompt_text(ask)
         slot = await self._take(ask, prompt)

@@ -10,6 +10,7 @@ from typing import Any
 from scope_runtime.llama.answer import TokenScore
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.serve.ask import Ask
+from scope_runtime.serve.attached_limits import CHATS
 from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.parse import FORM
 
@@ -21,8 +22,7 @@ _DRAWS = (
     "dry_sequence_breakers xtc_probability xtc_threshold dynatemp_range dynatemp_exponent mirostat mirostat_tau "
     "mirostat_eta samplers min_keep ignore_eos"
 )
-_CHATS = "tools tool_choice reasoning_format reasoning_effort chat_template_kwargs"
-TAKES = frozenset((*_DRAWS.split(), *_CHATS.split(), *_OURS, FORM, "messages"))
+TAKES = frozenset((*_DRAWS.split(), *CHATS, *_OURS, FORM, "messages"))
 
 _END = 2**31 - 1
 _FINISH = {"eos": "stop", "word": "stop", "limit": "length", "none": "length"}

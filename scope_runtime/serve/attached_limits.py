@@ -1,0 +1,145 @@
+"""What a client may not send through to a llama-server: what would stop it for everybody, or fetch things for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from scope_runtime.llama.grammar import MAX_OPTIONAL, check_grammar
+from scope_runtime.serve.ask import Ask
+from scope_runtime.serve.errors import ApiError
+from scope_runtime.serve.parse import FORM
+
+CHATS = tuple("tools tool_choice reasoning_format reasoning_effort chat_template_kwargs".split())
+"""Parameters that only the route of chats knows."""
+
+MAX_LAST_N = 65_536
+"""Tokens that a sampler looks back at: llama-server makes room for all of them, twice, and keeps it."""
+
+MAX_SAMPLERS = 32
+MAX_PATTERN_CHARS = 512
+_MAX_DEPTH = 100
+_LAST_N = ("repeat_last_n", "dry_penalty_last_n")
+_LISTS = ("samplers", "dry_sequence_breakers")
+_MEDIA = ("image_url", "input_audio", "input_video", "video_url")
+_FETCHED = ("http", "file:")  # what llama-server goes by, which reads the first letters
+
+
+def check(ask: Ask) -> None:
+    """Refuses what an answer of a llama-server cannot be asked for.
+
+    Raises:
+        ApiError, UsageError: in words, with the parameter.
+    """
+    for name, text in (("prompt", ask.prompt), ("grammar", ask.sampling.grammar)):
+        if isinstance(text, str):
+            _check_plain(text, name)
+    if ask.sampling.grammar:
+        check_grammar(ask.sampling.grammar)
+    for name, value in ask.passed.items():
+        if ask.messages is None and name in CHATS:
+            raise ApiError(
+                400,
+                f"The parameter {name!r} is for chats.",
+                code="unsupported_parameter",
+                param=name,
+            )
+        _check_plain(value, name)
+        if name in _LAST_N and isinstance(value, (int, float)) and not 0 <= value <= MAX_LAST_N:
+            raise _wrong(f"{name} is a number from 0 to {MAX_LAST_N}.", name)
+        if name in _LISTS and isinstance(value, (list, str)) and len(value) > MAX_SAMPLERS:
+            raise _wrong(f"{name} has at most {MAX_SAMPLERS} entries.", name)
+        if name in (FORM, "tools") and isinstance(value, (Mapping, list)):
+            _check_schema(value, name)
+    for index, message in enumerate(ask.messages or ()):
+        _check_plain(message, f"messages[{index}]")
+        _check_media(message.get("content"), f"messages[{index}].content")
+
+
+def _wrong(message: str, param: str) -> ApiError:
+    return ApiError(400, message, code="invalid_value", param=param)
+
+
+def _check_plain(value: Any, param: str, depth: int = 0) -> None:
+    """JSON that llama-server can read: finite numbers, whole characters, no endless nesting."""
+    if depth > _MAX_DEPTH:
+        raise _wrong(f"{param} is nested more than {_MAX_DEPTH} deep.", param)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(f"{param} has a number that JSON does not have.", param)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _wrong(f"{param} has half a character.", param) from None
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_plain(key, param, depth + 1)
+            _check_plain(each, param, depth + 1)
+    elif isinstance(value, Sequence):
+        for each in value:
+            _check_plain(each, param, depth + 1)
+
+
+def _check_media(content: Any, param: str) -> None:
+    """Whoever has a key must not have the server ask other machines, or this one, in its name."""
+    if not isinstance(content, list):
+        return
+    for part in content:
+        media = [part[name] for name in _MEDIA if name in part]
+        for value in media:
+            told = value.values() if isinstance(value, Mapping) else [value]
+            if any(isinstance(each, str) and each.lower().startswith(_FETCHED) for each in told):
+                raise _wrong("Media are sent themselves, as data: URLs; none is fetched.", param)
+
+
+def _check_schema(value: Any, param: str) -> None:
+    """llama.cpp follows all that may be left out at once, and answers nobody meanwhile."""
+    for schema in _mappings(value):
+        properties, required = schema.get("properties"), schema.get("required")
+        if isinstance(properties, Mapping):
+            held = required if isinstance(required, list) else []
+            if (
+                len(properties) - sum(name in properties for name in set(map(str, held)))
+                > MAX_OPTIONAL
+            ):
+                message = f"An object in {param} has more than {MAX_OPTIONAL} optional properties."
+                raise _wrong(message, param)
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str) and (
+            len(pattern) > MAX_PATTERN_CHARS or not _is_bounded(pattern)
+        ):
+            raise _wrong(f"{param} has a pattern that repeats too much.", param)
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        yield value
+    for each in value.values() if isinstance(value, Mapping) else value:
+        if isinstance(each, (Mapping, list)):
+            yield from _mappings(each)
+
+
+def _is_bounded(pattern: str) -> bool:
+    """Whether no group that is repeated repeats something within it more than a few times altogether."""
+    times = [1]
+    last = 1
+    at = 0
+    while at < len(pattern):
+        letter = pattern[at]
+        if letter == "(":
+            times.append(1)
+        elif letter == ")" and len(times) > 1:
+            last = times.pop()
+            times[-1] = max(times[-1], last)
+        elif letter == "{":
+            end = pattern.find("}", at)
+            counts = [int(n[:9]) for n in pattern[at + 1 : end].split(",") if n.isdecimal()]
+            last *= max([1, *counts])
+            times[-1] = max(times[-1], last)
+            at = max(end, at)
+        else:
+            last = 1
+            at += letter == "\\"
+        at += 1
+    return max(times) <= 1000
