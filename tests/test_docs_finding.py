@@ -82,7 +82,11 @@ def test_the_walk_leads_from_texts_to_a_policy_that_is_in_force(tmp_path: Path) 
     assert "about to go over into Chinese" in said["scope label english.gguf"][0]
     [compared] = [out for line, [out] in _singles(said) if line.startswith("scope run")]
     assert re.search("[\u4e00-\u9fff]", compared), "unsteered, the model drifts"
-    assert "3 cases, 0 failed" in said["scope test english.test.yaml"][0]
+    for told in said["scope test english.test.yaml"]:
+        assert "3 cases, 0 failed" in told
+    [swept] = [out for line, [out] in _singles(said) if line.startswith("scope sweep")]
+    assert "english.yaml: written" in swept
+    assert "      factor: " in (tmp_path / "live" / "english.yaml").read_text(encoding="utf-8")
     before, after = said["scope status"]
     assert before != after
 
