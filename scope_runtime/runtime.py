@@ -156,6 +156,7 @@ class Runtime:
         try:
             if isinstance(policy, (str, Path)) and not follows:
                 self._check_first(Path(model), policy)
+            self.model = Path(model)
             self.model_digest = f"sha256:{model_digest(Path(model))}"
             self._records.model_digest = self.model_digest
             engine = Parallel if n_parallel > 1 else Single

@@ -35,6 +35,7 @@ COMMANDS = {
     "bench": Entry("bench", "bench", "Measure tokens a second with a policy on and off."),
     "host": Entry("host", "host", "Answer prompts under policies that may change."),
     "serve": Entry("serve", "serve", "Serve OpenAI's API under policies."),
+    "console": Entry("console", "console", "Open the operators' page on a model."),
     "api-key": Entry("api_key", "api_key", "Make a key for those who ask a server."),
     "status": Entry("control", "status", "Print what policies a running process obeys."),
     "plan": Entry("control", "plan", "Print what a reload would change there."),

@@ -101,6 +101,12 @@ def serve(
         Pooling | None,
         typer.Option("--embeddings", help="Serve embeddings: what of a text's tokens they are."),
     ] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(
+            "--sae", metavar="SAE[:LAYERS]", help="Whole SAE layers, for the console's Compare."
+        ),
+    ] = None,
     engine: Annotated[
         EngineName,
         typer.Option("--engine", help="What computes: llama.cpp in this process, or your server."),
@@ -117,7 +123,7 @@ def serve(
     """Serve OpenAI's API; every answer is under the policies that select it.
 
     With --config the model, its policies and their files are said there, and only --host, --port,
-    --admin, --keys, --alias and --allow-label count beside it. SIGHUP reloads policies and keys;
+    --admin, --keys, --alias, --allow-label and --sae count beside it. SIGHUP reloads policies and keys;
     SIGTERM lets running answers end; a second one does not.
 
     \b
@@ -172,6 +178,7 @@ def serve(
         "admin": admin_place(admin) if admin is not None else None,
         "keys": keys,
         "alias": alias,
+        "sae": sae,
         "labels": tuple(labels) if labels else None,
     }
     options = dataclasses.replace(

@@ -1,6 +1,8 @@
-"""The console's routes that try and save policies.
+"""The console's routes that look into the model, and try and save policies.
 
 GET  /-/features?search=   what there is to steer by, in the policies' directory
+GET  /-/compare            what texts can be compared by
+POST /-/compare            which features differ between two texts (scope compare)
 POST /-/draft              sliders → a policy's text, checked (scope check)
 POST /-/try                one question, without the policy and with it, streamed
 POST /-/edit               what saving a file would change (scope diff); nothing is written
@@ -17,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from scope_runtime.console import tries
+from scope_runtime.console.compare import CompareBody, Comparing
 from scope_runtime.console.drafts import Body, Draft, text_of
 from scope_runtime.console.features import Shelf
 from scope_runtime.diff import diff_data, policy_diff
@@ -55,6 +58,16 @@ def add_steering(app: FastAPI, hosted: Hosted, gateway: Gateway) -> None:
 
     def parsed(text: str) -> Policy:
         return parse_beside(lifecycle.source, folder, tries.FILE, text)
+
+    comparing = Comparing(gateway.options.sae)
+
+    @app.get("/-/compare")
+    def about_comparing() -> dict[str, Any]:
+        return comparing.about(gateway.engine)
+
+    @app.post("/-/compare")
+    def compare(asked: CompareBody) -> dict[str, Any]:
+        return comparing.compare(gateway.engine, asked)
 
     @app.get("/-/features")
     def features(search: str = "") -> dict[str, Any]:

@@ -112,6 +112,13 @@ class Reader:
         self._labels = dict(labels or {})
         self.model = Path(model)
 
+    @classmethod
+    def of(cls, runtime: Runtime) -> Reader:
+        """Reads with a runtime that is open, under whatever is in force there; closing it is its owner's."""
+        reader = cls.__new__(cls)
+        reader._runtime, reader._labels, reader.model = runtime, {}, runtime.model
+        return reader
+
     def under(self, policy: str | Path | None) -> None:
         """Reads under another policy from here on; None: unsteered. Raises ScopeError; then the old one stays."""
         self._runtime.set_policy(policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scope_runtime.events import Event, RevisionSpan
 from scope_runtime.llama.answer import Piece
@@ -13,6 +13,9 @@ from scope_runtime.llama.sampling import Sampling
 from scope_runtime.policy.model import Mode, Policy
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
+
+if TYPE_CHECKING:
+    from scope_runtime.inspect.reading import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,14 @@ class Tries(Protocol):
 
     def compile(self, policies: Sequence[Policy]) -> ProgramSource:
         """Policies as ``Ask.trial`` takes them. Raises ScopeError where they cannot be carried out."""
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """An engine that shows what is inside the model while it reads a text, too."""
+
+    def reader(self) -> Reader:
+        """Reads under what is in force, between answers."""
 
 
 @runtime_checkable

@@ -25,6 +25,8 @@ def serve_options(config: RuntimeConfig) -> ServeOptions:
         section["admin"] = _admin(section["admin"], config, beside)
     if "keys" in section:
         section["keys"] = beside / section["keys"]
+    if "sae" in section:
+        section["sae"] = str(beside / section["sae"])
     if "labels" in section:
         section["labels"] = tuple(section["labels"])
     return ServeOptions(**section)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
 from threading import Event as Flag
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from scope_runtime.errors import UsageError
 from scope_runtime.events import RevisionSpan
@@ -22,6 +22,9 @@ from scope_runtime.select import ProgramSource
 from scope_runtime.serve.ask import Ask, AskVectors, Began, Done, Item, TextVector, changing
 from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.errors import ApiError, no_embeddings
+
+if TYPE_CHECKING:
+    from scope_runtime.inspect.reading import Reader
 
 T = TypeVar("T")
 
@@ -40,6 +43,12 @@ class Embedded:
     def compile(self, policies: Sequence[Policy]) -> ProgramSource:
         """See ``Tries``."""
         return self._runtime.compiled(policies)
+
+    def reader(self) -> Reader:
+        """See ``Reads``."""
+        from scope_runtime.inspect.reading import Reader
+
+        return Reader.of(self._runtime)
 
     def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
         """See ``Engine``."""

@@ -51,6 +51,7 @@ class ServeOptions:
         max_body_bytes: of a request.
         receive_s: longest that a request may take to arrive, and ``send_s`` that a client may leave the answer unread.
         max_connections: of clients at once.
+        sae: ``PATH`` or ``PATH:LAYERS`` of whole SAE layers, for the console's Compare; None: it has none.
         unready_when_stale: ``/ready`` fails while the policies on disk are not those in force.
     """
 
@@ -68,6 +69,7 @@ class ServeOptions:
     receive_s: float = 30.0
     send_s: float = 60.0
     max_connections: int = 1024
+    sae: str | None = None
     unready_when_stale: bool = False
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Trying a policy on one question, and saving one: through the admin listener of a live server."""
+"""Comparing texts, trying a policy on one question, and saving one: through the admin listener of a live server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from scope_runtime import Runtime
+from scope_runtime.cli.main import main
 from scope_runtime.policy.load import load_policy
 from tests.conftest import ROOT
-from tests.serve.conftest import MODEL, Server, furnish, serving
+from tests.serve.conftest import CONFIG, MODEL, Server, furnish, serving
 
 QUESTION = [{"role": "user", "content": "How do I get to Suzhou?"}]
+SAE = f"{ROOT / 'examples' / 'tiny-qwen3' / 'sae'}:3"
 ASKED = {"messages": QUESTION, "max_tokens": 24}
 ENGLISH = (ROOT / "policies" / "english-only.yaml").read_text(encoding="utf-8")
 DRIFT = {"pack": "packs/tiny-qwen3.gguf", "layer": 3, "id": 767, "label": "drift-a"}
@@ -25,12 +27,39 @@ DRIFT = {"pack": "packs/tiny-qwen3.gguf", "layer": 3, "id": 767, "label": "drift
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the watching policy alone in force, and packs to steer by."""
     folder = tmp_path_factory.mktemp("console") / "site"
-    furnish(folder)
+    furnish(folder, CONFIG.replace("  serve:\n", f"  serve:\n    sae: {SAE}\n"))
     (folder / "policies" / "english-only.yaml").unlink()
     watch = (ROOT / "policies" / "refusal-watch.yaml").read_text(encoding="utf-8")
     (folder / "policies" / "refusal-watch.yaml").write_text(watch, encoding="utf-8")
     with serving(folder) as running:
         yield running
+
+
+def test_compare_says_what_the_command_says(
+    site: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = "How do I get to Paris? Take the train.", "How do I get to Suzhou? Take the train."
+    with site.admin() as admin:
+        assert admin.get("/-/compare").json()["layers"] == ["3"]
+        found = admin.post("/-/compare", json={"a": a, "b": b, "at": "max"}).json()
+    command = ["compare", a, b, "--at", "max", "--top", "12", "--json", "--threads", "1"]
+    policy = str(ROOT / "policies" / "refusal-watch.yaml")  # what is in force there
+    assert main([*command, "--model", str(MODEL), "--sae", SAE, "--policy", policy]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {key: found[key] for key in said} == said
+    assert ["".join(found["tokens"][name]) for name in ("a", "b")] == [a, b]
+    for column, one in zip(found["activations"]["b"], found["differences"], strict=True):
+        assert len(column) == len(found["tokens"]["b"])
+        assert max(column[1:]) == pytest.approx(one["b"], rel=1e-3)
+
+
+def test_compare_refuses_in_words(site: Server, server: Server) -> None:
+    with site.admin() as admin, server.admin() as without:
+        long = admin.post("/-/compare", json={"a": "far " * 2000, "b": "near"})
+        assert (long.status_code, "expected" in long.json()) == (422, True)
+        assert admin.post("/-/compare", json={"a": "", "b": "near"}).status_code == 422
+        assert without.get("/-/compare").json()["sae"] is None
+        assert "--sae" in without.post("/-/compare", json={"a": "a", "b": "b"}).json()["text"]
 
 
 def tried(client: httpx.Client, **body: Any) -> dict[str, dict[str, Any]]:

@@ -6,10 +6,12 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { get, key, whenKeyIsRefused } from "./api.js";
 import { Badge, Button, ErrorBox, html, Loading, short, useAction, useData } from "./ui.js";
 import { Activity } from "./tabs/activity.js";
+import { Compare } from "./tabs/compare.js";
 import { Policies } from "./tabs/policies.js";
 import { Steer } from "./tabs/steer.js";
 
 const TABS = [
+  ["compare", "Compare", Compare],
   ["steer", "Steer", Steer],
   ["policies", "Policies", Policies],
   ["activity", "Activity", Activity],
@@ -51,6 +53,7 @@ function Mark() {
 /** How it stands, in a few words. */
 function standing(status) {
   if (status.off) return ["danger", "Switched off"];
+  if (!status.policies.length && !status.success) return ["warning", "No policies"];
   if (!status.success) return ["warning", "Disk refused"];
   if (status.trouble) return ["warning", "Trouble"];
   return status.policies.length ? ["good", "Steering"] : ["", "No policies"];
