@@ -98,7 +98,7 @@ def record(
         revision=source.revisions[trial.name],
         program=source.program.digest,
         packs=dict(source.program.packs),
-        policy=trial.canonical,
+        text=trial.canonical,
         request_ids=[ask.request_id for ask in asks],
     )
 

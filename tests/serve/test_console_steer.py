@@ -104,7 +104,7 @@ def test_a_trial_changes_nothing_for_anybody_and_is_on_record(site: Server) -> N
         assert admin.get("/-/policies").json()["revision"] == before
         (said,) = [e for e in site.records() if e["what"] == "tried"][-1:]
     assert (said["actor"], said["trigger"], said["name"]) == ("key ops", "console", "english-only")
-    assert json.loads(said["policy"])["metadata"]["name"] == "english-only"
+    assert json.loads(said["text"])["metadata"]["name"] == "english-only"
     for name in said["request_ids"]:
         (summary,) = [
             e for e in site.records() if e.get("request_id") == name and e["what"] == "summary"

@@ -131,7 +131,7 @@ function Audit({ status }) {
   const [query, setQuery] = useState({ since: "24h", request: "", rule: "", policy: "", kind: "" });
   const [found, setFound] = useState(null);
   const [record, setRecord] = useState(null);
-  const asking = useAction(() => get("/-/audit", { ...query, last: 200 }));
+  const asking = useAction(() => get("/-/audit", { ...query, last: 50 }));
   const search = async (event) => {
     event?.preventDefault();
     const answer = await asking.run();
