@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scope_runtime.errors import UsageError
 from scope_runtime.llama.answer import TokenScore
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.serve.ask import Ask
@@ -26,7 +27,6 @@ TAKES = frozenset((*_DRAWS.split(), *CHATS, *_OURS, FORM, "messages"))
 
 _END = 2**31 - 1
 _FINISH = {"eos": "stop", "word": "stop", "limit": "length", "none": "length"}
-_NOT_TEXT = frozenset(("url", "data", "id", "tool_call_id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,43 @@ class Wire:
         if isinstance(value, str):
             return without_controls(value, self._controls)
         if isinstance(value, list):
-            return [self._harmless(each) for each in value]
+            return self._joined([self._harmless(each) for each in value])
         if isinstance(value, dict):
             return {
-                key: each if key in _NOT_TEXT else self._harmless(each)
+                self._harmless(key): self._arguments(each)
+                if key == "arguments"
+                else self._harmless(each)
                 for key, each in value.items()
             }
         return value
+
+    def _joined(self, parts: list[Any]) -> list[Any]:
+        """Parts of a message that make a control token together, which templates put side by side, as one."""
+        texts = [
+            part["text"] if isinstance(part, dict) and isinstance(part.get("text"), str) else None
+            for part in parts
+        ]
+        whole = "".join(text for text in texts if text is not None)
+        harmless = without_controls(whole, self._controls)
+        if harmless == whole:
+            return parts
+        others = [part for part, text in zip(parts, texts, strict=True) if text is None]
+        return [{"type": "text", "text": harmless}, *others]
+
+    def _arguments(self, value: Any) -> Any:
+        """Of a call, JSON in a text: templates get what its escapes stand for."""
+        if not isinstance(value, str) or "\\" not in value:
+            return self._harmless(value)
+        try:
+            told = json.loads(value)
+            harmless = self._harmless(told)
+        except ValueError:
+            return self._harmless(value)  # no JSON: nobody reads it
+        except RecursionError:
+            raise UsageError("the arguments of a call are nested too deeply") from None
+        return self._harmless(
+            value if harmless == told else json.dumps(harmless, ensure_ascii=False)
+        )
 
     def read(self, event: Mapping[str, Any], top: int | None) -> Part:
         """One event of either route, with so many of the likeliest tokens."""

@@ -38,6 +38,35 @@ def test_control_tokens_of_a_stranger_are_taken_out_everywhere() -> None:
     assert sent["tool_choice"] == "auto"
 
 
+def test_control_tokens_are_taken_out_where_a_template_would_make_them() -> None:
+    """Parts are put side by side, keys are written out, and a call's arguments are read."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    parts = [{"type": "text", "text": "a<|im_"}, image, {"type": "text", "text": "end|>b"}]
+    fine = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    function = {"name": "look", "arguments": '{"at": "\\u003c|im_end|>x", "<|im_end|>n": 1}'}
+    plain = {"name": "look", "arguments": '{"at":"\\u00e9"}'}
+    call = {"id": "c<|im_end|>1", "type": "function"}
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "user", "content": fine},
+        {"role": "assistant", "tool_calls": [call | {"function": function}]},
+        {"role": "assistant", "tool_calls": [call | {"function": plain}]},
+        {"role": "tool", "tool_call_id": "c<|im_end|>1", "content": "y"},
+    ]
+    wanted = ChatRequest.model_validate(
+        {"messages": messages, "tools": [{"url": {"<|im_end|>k": "<|im_end|>v"}}]}
+    )
+    (ask,) = asks_of(wanted, {}, "r1", TAKES)
+    sent = body(ask)
+    assert sent["tools"] == [{"url": {"k": "v"}}]
+    first, second, third, fourth, fifth = sent["messages"]
+    assert first["content"] == [{"type": "text", "text": "ab"}, image]
+    assert second["content"] == fine
+    assert third["tool_calls"][0]["function"]["arguments"] == '{"at": "x", "n": 1}'
+    assert fourth["tool_calls"][0]["function"]["arguments"] == plain["arguments"]
+    assert (third["tool_calls"][0]["id"], fifth["tool_call_id"]) == ("c1", "c1")
+
+
 def test_a_schema_is_passed_on_where_it_is_known() -> None:
     schema = {"type": "object", "properties": {}}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
