@@ -61,13 +61,15 @@ class _Rule:
 def traffic(events: Iterable[Event]) -> dict[str, Any]:
     """Rule by rule: in how many requests, at how many of their tokens, how active, how hard; the latest rule first.
 
+    Trials are no live requests.
+
     Args:
         events: oldest first.
     """
     rules: dict[tuple[Any, ...], _Rule] = {}
     n_requests, since = 0, None
     for event in events:
-        if event.kind is not Kind.REQUEST:
+        if event.kind is not Kind.REQUEST or event.detail.get("trial"):
             continue
         since = event.time if since is None else since
         if event.what == "summary":
