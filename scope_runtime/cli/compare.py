@@ -41,7 +41,8 @@ from scope_runtime.errors import Location, UsageError
 if TYPE_CHECKING:
     from converters.texts import Text
     from scope_runtime.inspect.compare import Comparison
-    from scope_runtime.inspect.reading import Reader, Reading
+    from scope_runtime.inspect.reader import Reader
+    from scope_runtime.inspect.reading import Reading
     from scope_runtime.sae import SaeLayers
 
 
@@ -130,7 +131,7 @@ def compare(
     @contextmanager
     def reading(path: Path) -> Iterator[Reader]:
         from scope_runtime.cli.progress import loading
-        from scope_runtime.inspect.reading import Reader
+        from scope_runtime.inspect.reader import Reader
 
         with (
             loading(f"loading {path.name}", quiet=as_json) as progress,

@@ -15,7 +15,8 @@ from scope_runtime.types import MAX_SEED
 if TYPE_CHECKING:
     from converters.texts import Text
     from scope_runtime.inspect.heat import Picture
-    from scope_runtime.inspect.reading import Reader, Reading
+    from scope_runtime.inspect.reader import Reader
+    from scope_runtime.inspect.reading import Reading
     from scope_runtime.sae import SaeLayers
 
 SaeOption = Annotated[

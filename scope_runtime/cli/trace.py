@@ -36,7 +36,8 @@ from scope_runtime.cli.options import (
 from scope_runtime.errors import Location, UsageError
 
 if TYPE_CHECKING:
-    from scope_runtime.inspect.reading import Reader, Reading
+    from scope_runtime.inspect.reader import Reader
+    from scope_runtime.inspect.reading import Reading
     from scope_runtime.inspect.trace import Trace
     from scope_runtime.sae import SaeLayers
 
@@ -120,7 +121,7 @@ def trace(
     @contextmanager
     def reading() -> Iterator[Reader]:
         from scope_runtime.cli.progress import loading
-        from scope_runtime.inspect.reading import Reader
+        from scope_runtime.inspect.reader import Reader
 
         if model is None:
             raise UsageError("no model is given", hint="Give --model FILE")

@@ -11,7 +11,7 @@ from scope_runtime.console.drafts import Body
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect.compare import compare
 from scope_runtime.inspect.data import comparison_data
-from scope_runtime.inspect.reading import Reader
+from scope_runtime.inspect.reader import Reader
 from scope_runtime.inspect.sample import Pool
 from scope_runtime.llama.checks import check_model
 from scope_runtime.pack_types import layer_name

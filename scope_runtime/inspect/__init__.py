@@ -10,7 +10,8 @@ from scope_runtime.inspect.page import write_page
 from scope_runtime.inspect.prepare import Collateral, Contrast
 from scope_runtime.inspect.propose import Limits, Proposal, propose
 from scope_runtime.inspect.rank import Criteria, RankedFeature, Ranking, rank
-from scope_runtime.inspect.reading import Reader, Reading, recorded
+from scope_runtime.inspect.reader import Reader
+from scope_runtime.inspect.reading import Reading, recorded
 from scope_runtime.inspect.sample import Pool, Pooled, Sample
 from scope_runtime.inspect.snippet import RuleKind, Snippet, snippet, taken
 from scope_runtime.inspect.sweep import Measured, Sweep, sweep

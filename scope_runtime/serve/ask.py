@@ -15,7 +15,7 @@ from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
 if TYPE_CHECKING:
-    from scope_runtime.inspect.reading import Reader
+    from scope_runtime.inspect.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.errors import ApiError, no_embeddings
 
 if TYPE_CHECKING:
-    from scope_runtime.inspect.reading import Reader
+    from scope_runtime.inspect.reader import Reader
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Embedded:
 
     def reader(self) -> Reader:
         """See ``Reads``."""
-        from scope_runtime.inspect.reading import Reader
+        from scope_runtime.inspect.reader import Reader
 
         return Reader.of(self._runtime)
 

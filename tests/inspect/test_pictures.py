@@ -14,7 +14,7 @@ from rich.console import Console
 
 from scope_runtime.cli.heat import print_picture, print_strongest
 from scope_runtime.errors import UsageError
-from scope_runtime.inspect import compare, trace
+from scope_runtime.inspect import compare, drawing, trace
 from scope_runtime.inspect.drawing import figure, write_png
 from scope_runtime.inspect.heat import Heat, Picture, comparison_picture, trace_picture
 from scope_runtime.inspect.page import COLOURS, page, write_page
@@ -195,9 +195,9 @@ def test_ink_is_read_on_every_shade(mode: str) -> None:
 def test_cells_of_the_png_have_their_colours(tmp_path: Path) -> None:
     """By the middles of the cells: letters beside them may be of any font."""
     heat = traced().heats[0]
-    drawing, left = figure(traced())
+    plot, left = figure(traced())
     assert left == 0
-    [axes] = drawing.axes
+    [axes] = plot.axes
     assert [each.get_text() for each in axes.get_yticklabels()] == list(heat.columns)
     assert len(axes.get_xticklabels()) == len(heat.rows)
     write_png(tmp_path / "t.png", traced())
@@ -215,24 +215,28 @@ def test_cells_of_the_png_have_their_colours(tmp_path: Path) -> None:
             np.testing.assert_allclose(found, expected, atol=0.02, err_msg=f"{token} {row}")
 
 
-def test_long_texts_are_drawn_in_lines_and_too_long_ones_in_part(tmp_path: Path) -> None:
+def test_long_texts_are_plotin_lines_and_too_long_ones_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "MOST_BLOCKS", 4)
+
     def heat(n: int) -> Heat:
         rows = tuple(str(i) for i in range(n))
         return Heat("long", rows, rows, ("1:2",), np.ones((n, 1), np.float32), 1.0, n_prompt=n - 1)
 
-    drawing, left = figure(Picture("p", (), (heat(130),)))
-    assert (len(drawing.axes), left) == (3, 0)
-    assert sum(len(axes.get_xticklabels()) for axes in drawing.axes) == 130
-    assert [len(axes.lines) for axes in drawing.axes] == [0, 0, 1]  # where the answer begins
-    drawing, left = figure(Picture("p", (), (heat(56 * 30),)))
-    assert (len(drawing.axes), left) == (24, 56 * 6)
+    plot, left = figure(Picture("p", (), (heat(130),)))
+    assert (len(plot.axes), left) == (3, 0)
+    assert sum(len(axes.get_xticklabels()) for axes in plot.axes) == 130
+    assert [len(axes.lines) for axes in plot.axes] == [0, 0, 1]  # where the answer begins
+    plot, left = figure(Picture("p", (), (heat(56 * 6),)))
+    assert (len(plot.axes), left) == (4, 56 * 2)
     write_png(tmp_path / "nothing.png", Picture("p", ("nothing",), ()))
     assert (tmp_path / "nothing.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_differences_have_two_colours() -> None:
-    drawing, _ = figure(compared())
-    [axes] = drawing.axes
+    plot, _ = figure(compared())
+    [axes] = plot.axes
     [image] = axes.images
     assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
     colours = image.to_rgba(np.array([-1.0, 0.0, 1.0]))[:, :3]
@@ -243,8 +247,8 @@ def test_differences_have_two_colours() -> None:
 
 def test_letters_that_no_font_has_and_formulas(tmp_path: Path) -> None:
     odd = Heat("$x", ("\U000f0000", "$"), ("a", "b"), ("1:2",), np.ones((2, 1), np.float32), 1.0)
-    drawing, _ = figure(Picture("p", (), (odd,)))
-    assert [each.get_text() for each in drawing.axes[0].get_xticklabels()] == ["⟨F0000⟩", r"\$"]
+    plot, _ = figure(Picture("p", (), (odd,)))
+    assert [each.get_text() for each in plot.axes[0].get_xticklabels()] == ["⟨F0000⟩", r"\$"]
     write_png(tmp_path / "odd.png", Picture("p", (), (odd,)))
 
 

@@ -13,7 +13,8 @@ from scope_runtime.audit.logged import logged_request
 from scope_runtime.audit.segments import find_logs
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect import Reader, recorded
-from scope_runtime.inspect.reading import changed, decoded
+from scope_runtime.inspect.reader import changed
+from scope_runtime.inspect.reading import decoded
 from scope_runtime.llama.capture import capturing, residuals
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.observe import Observed, likeliest
