@@ -18,6 +18,7 @@ _ROUTER = "a router loads its models in other processes, where the hook is not"
 _FILE = "policies are held against the model's file, so it must be one: give -m FILE"
 _STEERS = "it steers, and what no policy says is not on record"
 _KV = "it would use KV that was computed under another policy"
+_CHECKPOINTS = "what a checkpoint brings back is KV that nobody can say the policy of"
 _TOOLS = "it lets the server act by itself, around the gateway"
 _OTHER = "the server would do something else than answer"
 _SLEEPS = "a model that is loaded again is a context that nobody has proved"
@@ -31,6 +32,7 @@ _REASONS: Mapping[str, str] = {
     "--fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec --fim-qwen-14b-spec --fim-qwen-30b-default",
     _STEERS: "--control-vector --control-vector-scaled --control-vector-layer-range",
     _KV: "-cram --cache-ram --cache-reuse --slot-save-path --cache-idle-slots",
+    _CHECKPOINTS: "-ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step",
     _TOOLS: "--tools --tools-runtime --mcp-servers-config --mcp-servers-json -ag --agent "
     "--ui-mcp-proxy --webui-mcp-proxy",
     _OTHER: "-h --help --usage --version -cl --cache-list --completion-bash --list-devices --embedding --embeddings "
@@ -79,7 +81,8 @@ class ServerCommand:
     def argv(self, port: int, key_file: Path) -> list[str]:
         """The whole command line."""
         ours = ["--host", "127.0.0.1", "--port", str(port), "--api-key-file", str(key_file)]
-        return [str(self.program), *self.arguments, *ours, "--cache-ram", "0", "--slots"]
+        no_foreign_kv = ["--cache-ram", "0", "--ctx-checkpoints", "0"]
+        return [str(self.program), *self.arguments, *ours, *no_foreign_kv, "--slots"]
 
 
 def server_command(

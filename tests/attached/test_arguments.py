@@ -14,12 +14,19 @@ from scope_runtime.types import ModelShape
 
 
 @pytest.mark.parametrize(
-    "flag", ["--cache_ram", "--control_vector=x", "--slot_save-path", "--api-key", "-cram"]
+    "flag", ["--cache_ram", "--control_vector=x", "--slot_save-path", "--api-key", "-cram", "--swa_checkpoints"]
 )
 def test_an_argument_is_refused_however_llama_cpp_lets_it_be_written(flag: str) -> None:
     told = REFUSED[flag.partition("=")[0].replace("_", "-")]
     with pytest.raises(UsageError, match=told):
         server_command(sys.executable, Path("m.gguf"), ["-np", "2", flag, "8192"])
+
+
+def test_no_kv_comes_from_elsewhere() -> None:
+    """A host cache and checkpoints would bring KV back that the hook did not see computed."""
+    told = server_command(sys.executable, Path("m.gguf"), []).argv(1, Path("key"))
+    for flag in ("--cache-ram", "--ctx-checkpoints"):
+        assert told[told.index(flag) + 1] == "0"
 
 
 def test_a_model_that_was_replaced_is_another_server(tmp_path: Path) -> None:
