@@ -1,4 +1,4 @@
-"""Anchor 29: EIO or kill -9 at any system call loses no acknowledged record."""
+"""Behaviour 29: EIO or kill -9 at any system call loses no acknowledged record."""
 
 from __future__ import annotations
 

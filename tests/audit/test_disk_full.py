@@ -1,4 +1,4 @@
-"""Anchor 30 on a real disk that is full, in a runtime as ``scope.yaml`` configures it."""
+"""Behaviour 30 on a real disk that is full, in a runtime as ``scope.yaml`` configures it."""
 
 from __future__ import annotations
 

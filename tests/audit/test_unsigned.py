@@ -1,4 +1,4 @@
-"""Anchor 28 behind the newest checkpoint: there anybody can add records, and change those that are there."""
+"""Behaviour 28 behind the newest checkpoint: there anybody can add records, and change those that are there."""
 
 from __future__ import annotations
 
