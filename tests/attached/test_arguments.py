@@ -14,7 +14,15 @@ from scope_runtime.types import ModelShape
 
 
 @pytest.mark.parametrize(
-    "flag", ["--cache_ram", "--control_vector=x", "--slot_save-path", "--api-key", "-cram", "--swa_checkpoints"]
+    "flag",
+    [
+        "--cache_ram",
+        "--control_vector=x",
+        "--slot_save-path",
+        "--api-key",
+        "-cram",
+        "--swa_checkpoints",
+    ],
 )
 def test_an_argument_is_refused_however_llama_cpp_lets_it_be_written(flag: str) -> None:
     told = REFUSED[flag.partition("=")[0].replace("_", "-")]

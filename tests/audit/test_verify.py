@@ -1,4 +1,4 @@
-"""Behaviour 28: whatever is edited, removed, reordered, cut off or spliced is found, and the first bad record is named."""
+"""Behaviour 28: what is edited, removed, reordered, cut off or spliced is found, and the first bad record is named."""
 
 from __future__ import annotations
 

@@ -82,12 +82,16 @@ class Twin:
         )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def numerics() -> Iterator[Numerics]:
-    """All in F32, unless a test asks for llama.cpp as it comes."""
-    numerics = Numerics()
+@pytest.fixture(scope="session")
+def numerics() -> Numerics:
+    return Numerics()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_f32(numerics: Numerics) -> Iterator[None]:
+    """All in F32, unless a test asks for llama.cpp as it comes; nothing of it lasts into other tests."""
     with numerics.in_force():
-        yield numerics
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +113,8 @@ def twin(twins: dict[str, Twin]) -> Twin:
 @pytest.fixture(scope="session")
 def runtimes(twins: dict[str, Twin], numerics: Numerics) -> Iterator[dict[str, Runtime]]:
     """A runtime per architecture; tests give each their own policy."""
-    out = {name: twin.runtime() for name, twin in twins.items()}
+    with numerics.in_force():
+        out = {name: twin.runtime() for name, twin in twins.items()}
     yield out
     for runtime in out.values():
         runtime.close()

@@ -49,7 +49,7 @@ def test_what_is_half_applied_is_found(live: Live, monkeypatch: pytest.MonkeyPat
     """A lifecycle that swapped before it refused would not pass."""
 
     def swap_then_refuse(policies: tuple[Policy, ...]) -> None:
-        live.target.take_up(live.lifecycle._in_force._nothing)
+        live.target.take_up(live.lifecycle.nothing)
         raise PolicyError("refused", location=policies[0].name_at)
 
     monkeypatch.setattr(live.lifecycle._memory, "check_generations", swap_then_refuse)

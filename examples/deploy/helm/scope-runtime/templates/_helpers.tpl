@@ -41,8 +41,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- with .Values.serve.labels }}{{ $_ := set $serve "labels" . }}{{ end -}}
 {{- $audit := dict "path" "/var/lib/scope/audit/events.jsonl" "retention_days" .Values.audit.retentionDays -}}
 {{- if .Values.audit.signingSecret }}{{ $_ := set $audit "key" "/etc/scope/signing/audit.key" }}{{ end -}}
+{{- $model := dict "path" (printf "/models/%s" .Values.model.path) -}}
+{{- with .Values.model.ctx }}{{ $_ := set $model "ctx" (int .) }}{{ end -}}
 {{- $spec := dict
-  "model" (dict "path" (printf "/models/%s" .Values.model.path) "ctx" .Values.model.ctx)
+  "model" $model
   "policy" (dict "path" "/srv/scope/policies" "root" "/srv/scope" "state" "/var/lib/scope/policies" "fail" .Values.fail)
   "control" (dict "socket" "/run/scope/control.sock")
   "serve" (merge $serve .Values.serve.extra)
