@@ -24,3 +24,10 @@ def dumps(value: object) -> bytes:
     out = io.BytesIO()
     _Pickler(out, pickle.HIGHEST_PROTOCOL).dump(value)
     return out.getvalue()
+
+
+def parts(value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """``dumps``, and apart from it what ``value`` hands over as it lies in memory (``pickle.PickleBuffer``)."""
+    out, apart = io.BytesIO(), list[pickle.PickleBuffer]()
+    _Pickler(out, pickle.HIGHEST_PROTOCOL, buffer_callback=apart.append).dump(value)
+    return out.getvalue(), apart

@@ -8,12 +8,13 @@ passes around.
 from __future__ import annotations
 
 import hashlib
+import pickle
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -265,6 +266,13 @@ class Program:
     packs: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     phase_dependent: bool
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """With the blob as it lies in memory, where the pickle's protocol can hand that over."""
+        of = {each.name: getattr(self, each.name) for each in fields(self)}
+        if int(protocol) >= 5:
+            of["blob"] = pickle.PickleBuffer(self.blob)
+        return Program, tuple(of.values())
 
     @property
     def hooks(self) -> bool:

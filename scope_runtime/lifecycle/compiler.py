@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import pickle
 import selectors
@@ -18,11 +16,19 @@ import scope_runtime
 from scope_runtime.errors import CompileError, Location
 from scope_runtime.lifecycle.build import Bench, Built
 from scope_runtime.lifecycle.source import Source
-from scope_runtime.lifecycle.worker import LENGTH, Answer, FileList, Order, pack
+from scope_runtime.lifecycle.worker import (
+    LENGTH,
+    Answer,
+    FileList,
+    Order,
+    Packed,
+    pack,
+    unpack_beside,
+)
 from scope_runtime.pickled import dumps
 from scope_runtime.resolve import Artefacts
 
-_READ_BYTES = 1 << 20  # and the most that an ordinary user may make a pipe hold
+_READ_BYTES = 1 << 16
 _PROGRAM = "from scope_runtime.lifecycle.worker import main; main()"
 
 
@@ -44,6 +50,7 @@ class Compiler:
         self._process: subprocess.Popen[bytes] | None = None
         self._file_list: FileList = ()
         self._files = dumps(Artefacts())
+        self._beside = os.memfd_create("scope-answer")
         with self._lock:
             self._start()
 
@@ -93,13 +100,17 @@ class Compiler:
             process.kill()
         with self._lock:
             self._end()
+            if self._beside >= 0:
+                os.close(self._beside)
+                self._beside = -1
 
     def _start(self) -> None:
         self._end()
         # The package as it is imported here, installed or not; the rest is found as we find it.
         places = [str(Path(scope_runtime.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self._nice)],
+            [sys.executable, "-c", _PROGRAM, str(self._nice), str(self._beside)],
+            pass_fds=(self._beside,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -111,9 +122,6 @@ class Compiler:
                 "PYTHONSAFEPATH": "1",  # no module is taken from the folder we happen to stand in
             },
         )
-        if self._process.stdout is not None:
-            with contextlib.suppress(OSError):  # then an answer takes more reads
-                fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _READ_BYTES)
         self._send(self._bench)
 
     def _end(self, *, now: bool = False) -> int | None:
@@ -144,7 +152,8 @@ class Compiler:
     def _receive(self) -> Any:
         deadline = time.monotonic() + self._limit_s
         length = LENGTH.unpack(self._read(LENGTH.size, deadline))[0]
-        return pickle.loads(self._read(length, deadline))
+        packed = pickle.loads(self._read(length, deadline))
+        return unpack_beside(packed, self._beside) if isinstance(packed, Packed) else packed
 
     def _read(self, n_bytes: int, deadline: float) -> bytes:
         stream = self._process.stdout if self._process else None

@@ -6,6 +6,7 @@ There are two, because a build may take its time, and whoever switches off must 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -13,12 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import cast
 
 from scope_runtime.errors import ScopeError
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.types import Cause
 from scope_runtime.lifecycle.watch import Watch
+from scope_runtime.signals import OFF, RELOAD
 
 _MOST_DEBOUNCES = 10
 
@@ -35,8 +38,7 @@ class Follower:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._reloads: deque[Callable[[], object]] = deque()
-        # Signal handlers put into it, also one in the middle of another: an Event's lock would never be let go then.
-        self._asked: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._asked: SimpleQueue[Callable[[], object] | int] = SimpleQueue()
         self._troubles: dict[str, ScopeError | None] = {"switch": None, "files": None}
         self.n_looks = 0
         self._watch = Watch(self._hint) if events else None
@@ -77,6 +79,24 @@ class Follower:
 
     # -- asked for by a signal: what a handler does must be short, so the threads do it
 
+    @property
+    def on_signal(self) -> Callable[[int, FrameType | None], None]:
+        """The handler of SIGHUP (reload), SIGUSR1 (off) and SIGUSR2 (on).
+
+        It is no Python code: a handler that is would be called in the middle of itself, deeper with each signal of a
+        burst, and would wait for ever for a lock that it holds already.
+        """
+        return cast(Callable[[int, FrameType | None], None], self._asked.put)
+
+    def _ask_by(self, number: int) -> None:
+        cause = Cause("signal", signal.Signals(number).name)
+        if number == RELOAD:
+            self.ask_reload(cause)
+        elif number == OFF:
+            self._lifecycle.off(cause)
+        else:
+            self._lifecycle.on(cause)
+
     def ask_reload(self, cause: Cause, then: Callable[[], object] = lambda: None) -> None:
         """``then`` is called on the thread when the reload is over, whatever came of it."""
 
@@ -106,17 +126,20 @@ class Follower:
 
     def _run_switch(self) -> None:
         while not self._closing.is_set():
-            asked: list[Callable[[], object]] = []
+            asked: list[Callable[[], object] | int] = []
             with contextlib.suppress(Empty):
                 asked.append(self._asked.get(timeout=self._lifecycle.options.poll_s))
                 while True:
                     asked.append(self._asked.get_nowait())
             self._try("switch", partial(self._do, asked))
 
-    def _do(self, asked: Iterable[Callable[[], object]]) -> None:
+    def _do(self, asked: Iterable[Callable[[], object] | int]) -> None:
         for action in asked:
             with contextlib.suppress(ScopeError):  # on record, and what `status` says
-                action()
+                if isinstance(action, int):
+                    self._ask_by(action)
+                else:
+                    action()
         self._lifecycle.follow_switch()
 
     # -- the files' thread

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from scope_runtime.errors import UsageError
@@ -20,10 +19,10 @@ from scope_runtime.lifecycle.lock import StateLock
 from scope_runtime.lifecycle.manager import Lifecycle
 from scope_runtime.lifecycle.source import Source
 from scope_runtime.lifecycle.state import State
-from scope_runtime.lifecycle.types import BundleOptions, Cause, Options, Prepared, Target
+from scope_runtime.lifecycle.types import BundleOptions, Options, Prepared, Target
 from scope_runtime.metrics import Metrics
 from scope_runtime.metrics.collect import lifecycle_reader
-from scope_runtime.signals import OFF, ON, RELOAD, SIGNALS, take_signals
+from scope_runtime.signals import SIGNALS, take_signals
 
 if TYPE_CHECKING:
     from scope_runtime.lifecycle.listen import Served
@@ -161,18 +160,9 @@ class Hosted:
         Raises:
             UsageError: called from another thread.
         """
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            cause = Cause("signal", signal.Signals(number).name)
-            {
-                RELOAD: self.follower.ask_reload,
-                OFF: self.follower.ask_off,
-                ON: self.follower.ask_on,
-            }[signal.Signals(number)](cause)
-
         try:
             for number in SIGNALS:
-                signal.signal(number, on_signal)
+                signal.signal(number, self.follower.on_signal)
         except ValueError:
             raise UsageError("signals can be handled by the main thread alone") from None
         take_signals()

@@ -6,12 +6,33 @@ import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
-# Opening and reading are events too, and we do both.
-_CHANGES = {"created", "modified", "moved", "deleted", "closed"}
+# Opening and reading are events too, and we do both. They are kept out where the system makes them: each event that
+# it makes goes through four threads, and a token waits for each of them.
+_CHANGES: list[type[FileSystemEvent]] = [
+    FileCreatedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileDeletedEvent,
+    FileClosedEvent,
+    DirCreatedEvent,
+    DirMovedEvent,
+    DirDeletedEvent,
+]
 
 
 class _Hint(FileSystemEventHandler):
@@ -20,10 +41,9 @@ class _Hint(FileSystemEventHandler):
         self.lost: set[str] = set()  # what was deleted: a watch ends with its directory
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in _CHANGES:
-            if event.event_type in ("deleted", "moved"):
-                self.lost.add(str(event.src_path))
-            self._on_hint()
+        if event.event_type in ("deleted", "moved"):
+            self.lost.add(str(event.src_path))
+        self._on_hint()
 
 
 class Watch:
@@ -63,7 +83,9 @@ class Watch:
             if folder in self._watches:
                 continue
             try:
-                watch = observer.schedule(self._handler, str(folder), recursive=False)
+                watch = observer.schedule(
+                    self._handler, str(folder), recursive=False, event_filter=_CHANGES
+                )
             except OSError as reason:
                 self.trouble = f"{folder}: {reason.strerror or reason}"
             else:
