@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scope_runtime.errors import UsageError
-from scope_runtime.llama.grammar_cost import check_cost
+from scope_runtime.llama.grammar_cost import MAX_REPEATS, check_cost
 
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_NESTING = 64
@@ -16,6 +16,17 @@ MAX_OPTIONAL = 200
 """Parts that may be left out: llama.cpp's work grows with about the cube of how many stand in a row; 300 take 20 s."""
 
 _OPTIONAL = re.compile(r"[?*]|\{\s*0*\s*,")
+
+MAX_PATTERN = 20_000
+"""Characters that a schema's pattern is long when its repetitions are written out, which the converter does."""
+
+_COUNTED = ("minLength", "maxLength", "minItems", "maxItems")
+_PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}|.", re.DOTALL)
+_UNROLLED = re.compile(
+    r"""\((?P<part>(?:"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[\w-]+)(?:\ (?:"(?:\\.|[^"\\])*"|[\w-]+))*)
+    (?P<more>(?:\ \((?P=part))*)(?P<ends>(?:\)\?)+)""",
+    re.VERBOSE,
+)
 
 _IGNORED = frozenset(
     "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf uniqueItems contains minContains "
@@ -72,7 +83,10 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
     try:
         passed_over = sorted(_passed_over(schema))
-        text: str = json_schema_to_gbnf(json.dumps(schema))
+        _check_counts(schema)
+        text = _folded(json_schema_to_gbnf(json.dumps(schema)))
+    except UsageError:
+        raise
     except Exception as error:  # whatever the converter stumbles over, the schema is what is wrong
         raise UsageError(
             "the JSON schema cannot be turned into a grammar",
@@ -103,3 +117,69 @@ def _passed_over(schema: Any) -> Iterator[str]:
         if isinstance(schema.get(key), Mapping):
             for each in schema[key].values():
                 yield from _passed_over(each)
+
+
+def _check_counts(schema: Any) -> None:
+    """Refuses repetitions that cannot be held, wherever they are, before the converter writes them all out."""
+    if isinstance(schema, list):
+        for each in schema:
+            _check_counts(each)
+    if not isinstance(schema, Mapping):
+        return
+    for key, value in schema.items():
+        if key in _COUNTED and isinstance(value, int) and value > MAX_REPEATS:
+            raise _too_far(str(value)[:30], key)
+        if (
+            key == "pattern"
+            and isinstance(value, str)
+            and (size := _written_out(value)) > MAX_PATTERN
+        ):
+            raise UsageError(
+                "the JSON schema's pattern repeats too much",
+                found=f"{size} characters when written out",
+                expected=f"at most {MAX_PATTERN}",
+            )
+        _check_counts(value)
+
+
+def _too_far(found: str, key: str | None = None) -> UsageError:
+    return UsageError(
+        "the JSON schema counts further than a grammar can",
+        key=key,
+        found=found,
+        expected=f"at most {MAX_REPEATS}",
+        hint="Leave it out, and bound the answer by max_tokens",
+    )
+
+
+def _written_out(pattern: str) -> int:
+    """Characters of a regular expression, its repetitions written out."""
+    groups, last = [0], 0
+    for token in _PATTERN.finditer(pattern):
+        text = token[0]
+        if text.startswith("{") and len(text) > 1:
+            times = max((int(digits[:9]) for digits in token.groups() if digits), default=1)
+            groups[-1] += last * (max(times, 1) - 1)
+            last *= max(times, 1)
+        elif text == "(":
+            groups.append(0)
+            last = 0
+        else:
+            last = groups.pop() if text == ")" and len(groups) > 1 else 1
+            groups[-1] += last
+    return sum(groups)
+
+
+def _folded(grammar: str) -> str:
+    """What the converter repeats in brackets within brackets, by count: as deep as it is long, no parser bears it."""
+
+    def fold(found: re.Match[str]) -> str:
+        part, ends = found["part"], len(found["ends"]) // 2
+        times = found["more"].count(f" ({part}") + 1
+        if ends < times:
+            return found[0]
+        if times > MAX_REPEATS:
+            raise _too_far(str(times))
+        return f"({part}){{0,{times}}}" + ")?" * (ends - times)
+
+    return _UNROLLED.sub(fold, grammar)

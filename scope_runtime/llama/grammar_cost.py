@@ -11,6 +11,9 @@ MAX_EMPTY_REPEATS = 1000
 """Of a part that is repeated and may be empty, times what is repeated in it: 1,600 take 0.2 s, 10,000 take 3 s,
 40,000 take 13 s, and 900 in 900 in 900 take for ever."""
 
+MAX_REPEATS = 2000
+"""llama.cpp repeats a part no more often: a higher bound it takes for none."""
+
 MAX_RULE_DEPTH = 200
 
 _TOKEN = re.compile(
@@ -110,6 +113,12 @@ def _repeated(part: _Part, token: re.Match[str]) -> _Part:
         return _Part(part.empty or token["times"] != "+", part.times, part.nested)
     least, most = (_number(token[name]) for name in ("least", "most"))
     most = max(least, most, 1)
+    if most > MAX_REPEATS:
+        raise UsageError(
+            "the grammar repeats a part too often",
+            found=token["times"][:30],
+            expected=f"at most {MAX_REPEATS} times",
+        )
     if not part.empty:
         return _Part(least == 0, most, part.nested)
     times = most * part.times

@@ -58,10 +58,13 @@ class Wanted:
         return scope_data(told, [ask.request_id for ask in self.asks], self.explain)
 
 
-def headers_of(began: Began) -> dict[str, str]:
-    """What the response's head says of the policies."""
+def headers_of(began: Began | None, done: Done | None = None) -> dict[str, str]:
+    """What the response's head says of the policies; of an answer that is over, by what it was computed under."""
+    if began is None:
+        return {}
+    spans = done.revisions if done is not None else ()
     return {
-        "x-scope-revision": began.revision,
+        "x-scope-revision": spans[0].revision if spans else began.revision,
         "x-scope-interventions": str(began.interventions),
     }
 
@@ -110,7 +113,7 @@ async def whole(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:
     finally:
         await job.close()
     shape = wanted.shape
-    first = told[0].began
+    first = told[0]
     return JsonResponse(
         {
             **wanted.head(shape.whole_name),
@@ -118,7 +121,7 @@ async def whole(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:
             "usage": usage(told, wanted.n),
             "scope": wanted.scope(told),
         },
-        headers=headers_of(first) if first is not None else {},
+        headers=headers_of(first.began, first.done),
     )
 
 

@@ -64,11 +64,9 @@ async def vectors(
         "scope": scope_data(told, names, wanted.scope is not None and wanted.scope.explain),
     }
     body = b'{"object":"list","data":[' + b",".join(data) + b"]," + json_bytes(rest)[1:]
-    first = told[0].began
+    first = told[0]
     return Response(
-        body,
-        media_type="application/json",
-        headers=headers_of(first) if first is not None else {},
+        body, media_type="application/json", headers=headers_of(first.began, first.done)
     )
 
 

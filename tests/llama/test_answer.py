@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from scope_runtime import Runtime
 from scope_runtime.errors import UsageError
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.engine import Generation
 from scope_runtime.llama.grammar import MAX_NESTING, schema_grammar
+from scope_runtime.runtime import GenerateOptions
 from tests.conftest import ROOT
 
 PROMPT = "the sea is"
@@ -107,7 +109,8 @@ def test_a_schema_becomes_a_grammar(runtime: Runtime) -> None:
         ('root ::= (("x" | "a"*){0,90} | "y"){0,90}', "repeats what may be empty too often"),
         ('b ::= "x" "a"{0,90}\nroot ::= b{0,90}', None),
         ("root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(300)), "too deeply"),
-        ('root ::= "a"{99999999999999999999}', "the grammar cannot be read"),
+        ('root ::= "a"{99999999999999999999}', "repeats a part too often"),
+        ('root ::= "a"{0,2001}', "repeats a part too often"),
         ('root ::= "' + "a" * 70_000 + '"', "the grammar is too long"),
         ("", None),
     ],
@@ -127,6 +130,64 @@ def test_a_grammar_that_llama_cpp_must_not_see_is_refused(
 @pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"$ref": "#/nowhere"}, {"pattern": "("}])
 def test_a_schema_that_cannot_be_expressed_is_refused(schema: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="JSON schema cannot be turned"):
+        schema_grammar({"type": "string", **schema})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 3},
+        {"type": "string", "minLength": 2, "maxLength": 5},
+        {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+        {"type": "array", "items": {"enum": ["a", "(b"]}, "minItems": 1, "maxItems": 4},
+        {"type": "array", "items": {"type": "string", "maxLength": 2}, "maxItems": 2},
+        {"type": "string", "pattern": "^[a-c]{0,4}(x|yz){1,3}$"},
+        {"type": "object", "properties": {"a": {"type": "string", "maxLength": 1}}},
+    ],
+)
+def test_repetitions_by_count_draw_what_those_written_out_draw(
+    runtime: Runtime, schema: dict[str, object]
+) -> None:
+    written_out = json_schema_to_gbnf(json.dumps(schema))
+    for seed in range(4):
+        options: GenerateOptions = {"max_tokens": 24, "temperature": 1.5, "seed": seed}
+        one, other = (
+            runtime.generate(PROMPT, grammar=grammar, **options)
+            for grammar in (schema_grammar(schema), written_out)
+        )
+        assert one.tokens == other.tokens
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 2000},
+        {"type": "string", "minLength": 500, "maxLength": 1000},
+        {"type": "array", "items": {"type": "integer"}, "maxItems": 1000},
+        {"type": "string", "pattern": "^[0-9]{1,1000}$"},
+    ],
+)
+def test_long_repetitions_are_held(runtime: Runtime, schema: dict[str, object]) -> None:
+    answer = runtime.generate(
+        PROMPT, max_tokens=8, temperature=1.0, seed=1, grammar=schema_grammar(schema)
+    )
+    assert answer.finish_reason in ("length", "stop")
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"maxLength": 2001}, "counts further than a grammar can"),
+        ({"type": "array", "items": {"items": {}, "maxItems": 10**9}}, "counts further"),
+        ({"pattern": "^a{0,2001}$"}, "counts further"),
+        ({"pattern": "^((a{1000}){1000}){1000}$"}, "repeats too much"),
+        ({"anyOf": [{"type": "string", "pattern": "^[ab]{1000000000}$"}]}, "repeats too much"),
+    ],
+)
+def test_repetitions_that_cannot_be_held_are_refused_before_they_are_written_out(
+    schema: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
         schema_grammar({"type": "string", **schema})
 
 

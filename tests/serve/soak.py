@@ -61,6 +61,7 @@ class Seen:
     Attributes:
         answers: request id to what the response said of the policies.
         n_reused: request id to the prompt tokens that the response said were not computed.
+        misheaded: whose head named another revision than that of the first position.
         failed: whatever was no answer and no hang-up.
         rss_mib: of the server and its children, at every tenth of the requests.
         longest_stall_s: that the clients' own process was held up: on such a machine a time limit says little.
@@ -68,6 +69,7 @@ class Seen:
 
     answers: dict[str, Record] = field(default_factory=dict)
     n_reused: dict[str, int] = field(default_factory=dict)
+    misheaded: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     n_hung_up: int = 0
     n_reloads: int = 0
@@ -94,16 +96,18 @@ class Faults:
         overlapping: a position under two revisions, or under none.
         unknown: a revision that was never in force.
         foreign: began on KV that another program had computed.
+        misheaded: the response's head named another revision than that of the first position.
     """
 
     untrue: list[str]
     overlapping: list[str]
     unknown: list[str]
     foreign: list[str]
+    misheaded: list[str]
 
     @property
     def any(self) -> bool:
-        return bool(self.untrue or self.overlapping or self.unknown or self.foreign)
+        return any(getattr(self, name) for name in _NAMES)
 
 
 def faults(seen: Seen, records: Sequence[Record]) -> Faults:
@@ -131,6 +135,7 @@ def faults(seen: Seen, records: Sequence[Record]) -> Faults:
             if not {span["revision"] for span in r["revisions"]} <= in_force
         ],
         foreign=list(_foreign(summaries)),
+        misheaded=seen.misheaded,
     )
 
 
@@ -195,6 +200,8 @@ async def _ask(client: httpx.AsyncClient, number: int, seen: Seen) -> None:
             return
     told = json.loads(last)
     seen.answers[name] = told["scope"]
+    if response.headers["x-scope-revision"] != told["scope"]["revisions"][0]["revision"]:
+        seen.misheaded.append(name)
     seen.n_reused[name] = told["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
@@ -305,7 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"failed: {len(seen.failed)}; spans unlike the record: {len(found.untrue)}; "
         f"positions under two revisions: {len(found.overlapping)}; "
         f"unknown revisions: {len(found.unknown)}; "
-        f"on another program's KV: {len(found.foreign)}\n"
+        f"on another program's KV: {len(found.foreign)}; "
+        f"another revision in the head: {len(found.misheaded)}\n"
         f"memory {' '.join(map(str, seen.rss_mib))} MiB{', NOT flat' if grew else ''}; "
         f"exit code {ended}; the clients themselves were held up for {seen.longest_stall_s:.1f} s at most\n"
     )
