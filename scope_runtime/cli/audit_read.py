@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +17,9 @@ import typer
 from scope_runtime.audit.contents import sealed_in
 from scope_runtime.audit.openings import all_openings
 from scope_runtime.audit.query import make_query
-from scope_runtime.audit.read import Query, Record, Tail, read, write_csv, write_parquet
+from scope_runtime.audit.read import Record, Tail, read, write_csv, write_parquet
 from scope_runtime.audit.segments import find_logs
+from scope_runtime.cli.spread import spread
 from scope_runtime.errors import AuditError, UsageError
 from scope_runtime.files import written_whole
 from scope_runtime.types import StrEnum
@@ -34,18 +36,32 @@ SinceOption = Annotated[
 UntilOption = Annotated[
     str | None, typer.Option("--until", metavar="TIME", help="Before then, likewise.")
 ]
-RequestOption = Annotated[
-    str | None, typer.Option("--request", metavar="ID", help="Of this request.")
-]
-RuleOption = Annotated[str | None, typer.Option("--rule", metavar="NAME", help="Of this rule.")]
-PolicyOption = Annotated[
-    str | None,
-    typer.Option("--policy", metavar="NAME", help="Of this policy, by name or revision."),
-]
-KindOption = Annotated[
-    str | None,
-    typer.Option("--kind", metavar="KIND", help="request, alert, policy or runtime."),
-]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which records are asked for."""
+
+    since: SinceOption = None
+    until: UntilOption = None
+    request: Annotated[
+        str | None, typer.Option("--request", metavar="ID", help="Of this request.")
+    ] = None
+    rule: Annotated[str | None, typer.Option("--rule", metavar="NAME", help="Of this rule.")] = None
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", metavar="NAME", help="Of this policy, by name or revision."),
+    ] = None
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="KIND", help="request, alert, policy or runtime."),
+    ] = None
+
+    def read(self, log: Path) -> Iterator[Record]:
+        """Those of a log, or of all logs of a directory."""
+        query = make_query(self.since, self.until, self.request, self.rule, self.policy, self.kind)
+        for files in find_logs([log]):
+            yield from read(files, query)
 
 
 class Format(StrEnum):
@@ -56,18 +72,15 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
+@spread
 def show(
     log: LogArgument,
     index: Annotated[
         int | None,
         typer.Argument(min=0, help="One record, by its index; else all that are asked for."),
     ] = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    request: RequestOption = None,
-    rule: RuleOption = None,
-    policy: PolicyOption = None,
-    kind: KindOption = None,
+    *,
+    wanted: Wanted,
     content: Annotated[
         bool, typer.Option("--content", help="With the prompts and outputs that are kept.")
     ] = False,
@@ -80,7 +93,7 @@ def show(
       scope audit show audit.jsonl 17
       scope audit show audit.jsonl --request 7c1f… --content
     """
-    found = _read(log, make_query(since, until, request, rule, policy, kind))
+    found = wanted.read(log)
     shown = opened(log, list(found)) if content else ((record, ()) for record in found)
     for record, texts in shown:
         if index is None:
@@ -123,15 +136,8 @@ def tail(
         time.sleep(_POLL_S)
 
 
-def query(
-    log: LogArgument,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    request: RequestOption = None,
-    rule: RuleOption = None,
-    policy: PolicyOption = None,
-    kind: KindOption = None,
-) -> None:
+@spread
+def query(log: LogArgument, wanted: Wanted) -> None:
     """Print records for programs: one JSON object a line.
 
     \b
@@ -139,22 +145,19 @@ def query(
       scope audit query audit.jsonl --rule stay-in-english | jq .dose.max
       scope audit query /var/log/scope --request 7c1f… --since 7d
     """
-    for record in _read(log, make_query(since, until, request, rule, policy, kind)):
+    for record in wanted.read(log):
         typer.echo(_json(record))
 
 
+@spread
 def export(
     log: LogArgument,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
     form: Annotated[
         Format | None, typer.Option("--format", help="Default: by the file's ending.")
     ] = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    request: RequestOption = None,
-    rule: RuleOption = None,
-    policy: PolicyOption = None,
-    kind: KindOption = None,
+    *,
+    wanted: Wanted,
 ) -> None:
     """Write records to a file: JSON lines, or a table as CSV or Parquet.
 
@@ -166,7 +169,7 @@ def export(
       scope audit export audit.jsonl --out audit.parquet
     """
     form = form or _format_of(out)
-    found = _read(log, make_query(since, until, request, rule, policy, kind))
+    found = wanted.read(log)
     with written_whole(out, AuditError) as temporary:
         if form is Format.PARQUET:
             n = write_parquet(found, temporary)
@@ -189,11 +192,6 @@ def _format_of(out: Path) -> Format:
             hint="Or give --format",
         )
     return Format(form)
-
-
-def _read(log: Path, wanted: Query) -> Iterator[Record]:
-    for files in find_logs([log]):
-        yield from read(files, wanted)
 
 
 def opened(

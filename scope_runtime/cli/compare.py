@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scope_runtime.cli.inspecting import (
-    Asking,
-    GenerateOption,
-    HtmlOption,
-    LabelsOption,
-    PngOption,
-    PolicyOption,
-    RawOption,
-    SaeOption,
-    SeedOption,
-    TemperatureOption,
-    draw,
-    opened,
-    texts_of,
-)
-from scope_runtime.cli.options import (
-    ContextOption,
-    GpuLayersOption,
-    JsonOption,
-    ModelOption,
-    RootOption,
-    ThreadsOption,
-    one_of,
-    parse_labels,
-)
+from scope_runtime.cli.inspecting import Asking, Output, SaeOption, opened, texts_of
+from scope_runtime.cli.options import ModelOption, one_of
+from scope_runtime.cli.spread import spread
 from scope_runtime.errors import Location, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +22,9 @@ if TYPE_CHECKING:
     from scope_runtime.sae import SaeLayers
 
 
+@spread
 def compare(
+    *,
     sae: SaeOption,
     model: ModelOption,
     texts: Annotated[
@@ -62,13 +40,6 @@ def compare(
         Path | None,
         typer.Option("--against", metavar="FILE", help="Another model that reads the same tokens."),
     ] = None,
-    policy: PolicyOption = None,
-    root: RootOption = None,
-    labels: LabelsOption = None,
-    generate: GenerateOption = 0,
-    raw: RawOption = False,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = None,
     at: Annotated[
         str,
         typer.Option(
@@ -86,12 +57,8 @@ def compare(
             help="Chance of naming any feature while nothing differs.",
         ),
     ] = 0.05,
-    html: HtmlOption = None,
-    png: PngOption = None,
-    n_gpu_layers: GpuLayersOption = 0,
-    threads: ThreadsOption = None,
-    ctx: ContextOption = 2048,
-    as_json: JsonOption = False,
+    asking: Asking,
+    output: Output,
 ) -> None:
     """Say which features differ, and which one spiked, and where.
 
@@ -112,7 +79,7 @@ def compare(
     samples = _samples(texts or [], file or [])
     if len(samples) == 2 and against is not None:
         raise UsageError("--against takes one text or file", found="two")
-    if len(samples) == 1 and (against is None) == (policy is None):
+    if len(samples) == 1 and (against is None) == (asking.policy is None):
         raise UsageError(
             "there is nothing to compare the text with",
             expected="a second text, or one of --against MODEL and --policy FILE",
@@ -120,28 +87,7 @@ def compare(
     saes = opened(sae, model)
     if against is not None:
         opened(sae, against)
-
-    options: dict[str, Any] = {
-        "labels": parse_labels(labels or []),
-        "n_ctx": ctx,
-        "n_gpu_layers": n_gpu_layers,
-        "n_threads": threads,
-    }
-
-    @contextmanager
-    def reading(path: Path) -> Iterator[Reader]:
-        from scope_runtime.cli.progress import loading
-        from scope_runtime.inspect.reader import Reader
-
-        with (
-            loading(f"loading {path.name}", quiet=as_json) as progress,
-            Reader(path, policy, root=root, progress=progress, **options) as reader,
-        ):
-            progress(1.0)
-            yield reader
-
-    asking = Asking(generate, raw, temperature, seed)
-    with reading(model) as reader:
+    with asking.reader(model, quiet=output.as_json) as reader:
         a = _read(asking, reader, samples[0].texts, saes)
         names = (model.stem, against.stem) if against is not None else (samples[0].name, "")
         if len(samples) == 2:
@@ -152,7 +98,7 @@ def compare(
             reader.under(None)
             a = _read(asking, reader, samples[0].texts, saes)
     if against is not None:
-        with reading(against) as reader:
+        with asking.reader(against, quiet=output.as_json) as reader:
             b = [_again(reader, one, saes) for one in a]
     if all(each.has_answer for each in (*a, *b)):
         a, b = [each.answer() for each in a], [each.answer() for each in b]
@@ -168,7 +114,7 @@ def compare(
         alpha=alpha,
         top=top,
     )
-    _say(found, html, png, as_json=as_json)
+    _say(found, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +149,12 @@ def _again(reader: Reader, read: Reading, saes: SaeLayers) -> Reading:
     return reader.text(read.tokens, saes.layers, name=read.name, n_prompt=read.n_prompt)
 
 
-def _say(found: Comparison, html: Path | None, png: Path | None, *, as_json: bool) -> None:
+def _say(found: Comparison, output: Output) -> None:
     from scope_runtime.inspect.heat import comparison_picture
 
     picture = comparison_picture(found)
-    draw(picture, html, png)
-    if as_json:
+    output.draw(picture)
+    if output.as_json:
         from scope_runtime.inspect.data import comparison_data
 
         print(json.dumps(comparison_data(found), ensure_ascii=False))

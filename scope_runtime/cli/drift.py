@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 from scope_runtime.audit.query import parse_time
 from scope_runtime.cli.audit_read import SinceOption, UntilOption
 from scope_runtime.cli.options import JsonOption, RootOption, parse_labels
+from scope_runtime.cli.spread import spread
 from scope_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,38 +31,80 @@ app = typer.Typer(
     help="Say whether features do in live traffic what they did before.",
 )
 
-LogOption = Annotated[
-    list[Path] | None,
-    typer.Option("--log", metavar="FILE|DIR", help="Audit log of the requests; repeatable."),
-]
-RecordingOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--recording", "-r", metavar="REC", help="Or a recording; each text is a request."
-    ),
-]
-PolicyOption = Annotated[
-    Path | None,
-    typer.Option("--policy", "-P", metavar="FILE|DIR", help="What runs on the recording."),
-]
-LabelsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--labels", "-l", metavar="KEY=VALUE", help="Only requests that have it; repeatable."
-    ),
-]
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where requests come from: audit logs, or a recording that a policy is run on."""
+
+    log: Annotated[
+        list[Path] | None,
+        typer.Option("--log", metavar="FILE|DIR", help="Audit log of the requests; repeatable."),
+    ] = None
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            "--recording", "-r", metavar="REC", help="Or a recording; each text is a request."
+        ),
+    ] = None
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", "-P", metavar="FILE|DIR", help="What runs on the recording."),
+    ] = None
+    root: RootOption = None
+    since: SinceOption = None
+    until: UntilOption = None
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels", "-l", metavar="KEY=VALUE", help="Only requests that have it; repeatable."
+        ),
+    ] = None
+
+    @property
+    def kind(self) -> str:
+        """``log`` or ``recording``.
+
+        Raises:
+            UsageError: it is neither, or an option is for the other.
+        """
+        if bool(self.log) == (self.recording is not None):
+            raise UsageError("give the requests as --log or as --recording")
+        if (self.recording is None) != (self.policy is None):
+            raise UsageError("--recording and --policy go together")
+        if self.recording is not None and (self.since or self.until):
+            raise UsageError("a recording has no times", hint="--since and --until are for --log")
+        return "log" if self.log else "recording"
+
+    def requests(
+        self, labels: dict[str, str], rules: Sequence[str] = (), after: float | None = None
+    ) -> Iterator[Request]:
+        """The requests with these labels, measured by these rules or by all.
+
+        Args:
+            after: of a log the time from which on they count, if --since gives none.
+        """
+        if self.recording is not None and self.policy is not None:
+            return _replayed(self.recording, self.policy, self.root, labels, rules)
+        import time
+
+        from scope_runtime.audit.segments import find_logs
+        from scope_runtime.drift.sources import logged
+
+        now = time.time()
+        return logged(
+            find_logs(self.log or []),
+            labels=labels,
+            since=parse_time(self.since, now) if self.since else after,
+            until=parse_time(self.until, now) if self.until else None,
+            rules=rules,
+        )
 
 
 @app.command("baseline")
+@spread
 def baseline(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The baseline.")],
-    log: LogOption = None,
-    recording: RecordingOption = None,
-    policy: PolicyOption = None,
-    root: RootOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    labels: LabelsOption = None,
+    source: Source,
     rule: Annotated[
         list[str] | None,
         typer.Option("--rule", metavar="NAME", help="Only this rule; repeatable.  [default: all]"),
@@ -86,15 +130,9 @@ def baseline(
     from scope_runtime.drift.baseline import Baseline, thinned, write_baseline
     from scope_runtime.drift.measure import sample
 
-    wanted = parse_labels(labels or [])
-    source = _source(log, recording, policy, since, until)
-    found = (
-        _logged(log or [], wanted, since, until, rule or [])
-        if source == "log"
-        else _replayed(recording, policy, root, wanted, rule or [])
-    )
-    whole = sample(found)
-    made = Baseline(thinned(whole, most), source, wanted)
+    wanted, kind = parse_labels(source.labels or []), source.kind
+    whole = sample(source.requests(wanted, rule or []))
+    made = Baseline(thinned(whole, most), kind, wanted)
     write_baseline(out, made)
     counts = {each.name: made.sample.count(each) for each in made.sample.measured}
     if as_json:
@@ -108,17 +146,12 @@ def baseline(
 
 
 @app.command("report")
+@spread
 def report(
     against: Annotated[
         Path, typer.Option("--baseline", "-b", metavar="FILE", help="What to compare with.")
     ],
-    log: LogOption = None,
-    recording: RecordingOption = None,
-    policy: PolicyOption = None,
-    root: RootOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    labels: LabelsOption = None,
+    source: Source,
     last: Annotated[
         int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N requests.")
     ] = None,
@@ -159,18 +192,16 @@ def report(
     from scope_runtime.drift.report import report_data
 
     criteria = Criteria(min_requests, false_alarm_rate, psi)
-    source = _source(log, recording, policy, since, until)
+    kind = source.kind
     base = read_baseline(against)
-    wanted = parse_labels(labels) if labels else dict(base.labels)
-    if source == "log":
-        after = _end(base) if since is None and base.source == "log" else None
-        found = _logged(log or [], wanted, since, until, [], after)
-    else:
-        found = _replayed(recording, policy, root, {}, [])
+    after = _end(base) if base.source == "log" else None
+    wanted = parse_labels(source.labels) if source.labels else dict(base.labels)
+    # Of a recording every text counts, whatever labels the baseline's requests had.
+    found = source.requests(wanted if kind == "log" else {}, after=after)
     requests = sorted(found, key=lambda request: request.time)
     window = sample(requests[-last:] if last else requests)
-    notes = list(base.notes if source == "log" else ())
-    if base.source == source == "log" and len(window.times) and window.times[0] < _end(base):
+    notes = list(base.notes if kind == "log" else ())
+    if base.source == kind == "log" and len(window.times) and window.times[0] < _end(base):
         notes.append(
             "window and baseline overlap in time: they are alike because they are the same"
         )
@@ -188,53 +219,14 @@ def report(
         raise typer.Exit(code)
 
 
-def _source(
-    log: Sequence[Path] | None,
-    recording: Path | None,
-    policy: Path | None,
-    since: str | None,
-    until: str | None,
-) -> str:
-    if bool(log) == (recording is not None):
-        raise UsageError("give the requests as --log or as --recording")
-    if (recording is None) != (policy is None):
-        raise UsageError("--recording and --policy go together")
-    if recording is not None and (since or until):
-        raise UsageError("a recording has no times", hint="--since and --until are for --log")
-    return "log" if log else "recording"
-
-
 def _end(base: Baseline) -> float:
     """Just after the last request; the file's times are rounded to milliseconds."""
     return float(base.sample.times[-1]) + 0.001
 
 
-def _logged(
-    logs: Sequence[Path],
-    labels: dict[str, str],
-    since: str | None,
-    until: str | None,
-    rules: Sequence[str],
-    after: float | None = None,
-) -> Iterator[Request]:
-    import time
-
-    from scope_runtime.audit.segments import find_logs
-    from scope_runtime.drift.sources import logged
-
-    now = time.time()
-    return logged(
-        find_logs(list(logs)),
-        labels=labels,
-        since=parse_time(since, now) if since else after,
-        until=parse_time(until, now) if until else None,
-        rules=rules,
-    )
-
-
 def _replayed(
-    recording: Path | None,
-    policy: Path | None,
+    recording: Path,
+    policy: Path,
     root: Path | None,
     labels: dict[str, str],
     rules: Sequence[str],
@@ -245,8 +237,6 @@ def _replayed(
     from scope_runtime.policy.load import load_policies
     from scope_runtime.recording import read_recording
 
-    if recording is None or policy is None:
-        raise UsageError("--recording and --policy go together")
     if labels:
         raise UsageError("a recording has no labels", hint="--labels is for --log")
     program = check_against_packs(merged(load_policies(policy, root=root)))

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scope_runtime.cli.inspecting import (
-    Asking,
-    GenerateOption,
-    HtmlOption,
-    LabelsOption,
-    PngOption,
-    PolicyOption,
-    RawOption,
-    SaeOption,
-    SeedOption,
-    TemperatureOption,
-    draw,
-    opened,
-    texts_of,
-)
-from scope_runtime.cli.options import (
-    ContextOption,
-    GpuLayersOption,
-    JsonOption,
-    RootOption,
-    ThreadsOption,
-    parse_labels,
-)
+from scope_runtime.cli.inspecting import Asking, Output, SaeOption, opened, texts_of
+from scope_runtime.cli.spread import spread
 from scope_runtime.errors import Location, UsageError
 
 if TYPE_CHECKING:
     from scope_runtime.inspect.reader import Reader
     from scope_runtime.inspect.reading import Reading
     from scope_runtime.inspect.trace import Trace
+    from scope_runtime.recording import Recording
     from scope_runtime.sae import SaeLayers
 
 
+@spread
 def trace(
+    *,
     sae: SaeOption,
     model: Annotated[
         Path | None,
@@ -80,19 +61,8 @@ def trace(
     above: Annotated[
         float, typer.Option("--above", metavar="X", min=0.0, help="A feature is lit above this.")
     ] = 0.0,
-    generate: GenerateOption = 0,
-    policy: PolicyOption = None,
-    root: RootOption = None,
-    labels: LabelsOption = None,
-    raw: RawOption = False,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = None,
-    html: HtmlOption = None,
-    png: PngOption = None,
-    n_gpu_layers: GpuLayersOption = 0,
-    threads: ThreadsOption = None,
-    ctx: ContextOption = 2048,
-    as_json: JsonOption = False,
+    asking: Asking,
+    output: Output,
 ) -> None:
     """Show which features a text lights up, where each is lit first, and what comes next there.
 
@@ -110,72 +80,50 @@ def trace(
         raise UsageError("say what to trace", expected=f"one of {', '.join(given)}")
     if (request is None) != (log is None):
         raise UsageError("--request and --log go together")
-    if generate and (request is not None or recording is not None):
+    if asking.generate and (request is not None or recording is not None):
         raise UsageError("--generate is for --text and --file")
-    if recording is not None and policy is not None:
+    if recording is not None and asking.policy is not None:
         raise UsageError("a recording is of an unsteered model", hint="Leave --policy out")
     if recording is None and model is None:
         raise UsageError("no model is given", hint="Give --model FILE")
+    from scope_runtime.recording import read_recording
+
     saes = opened(sae, model)
-
-    @contextmanager
-    def reading() -> Iterator[Reader]:
-        from scope_runtime.cli.progress import loading
-        from scope_runtime.inspect.reader import Reader
-
-        if model is None:
+    record = read_recording(recording) if recording is not None else None
+    with ExitStack() as stack:
+        reader = None
+        if model is not None:
+            reader = stack.enter_context(asking.reader(model, quiet=output.as_json))
+        if record is not None:
+            readings = _recorded(record, saes, reader)
+        elif reader is None:
             raise UsageError("no model is given", hint="Give --model FILE")
-        with (
-            loading(f"loading {model.name}", quiet=as_json) as progress,
-            Reader(
-                model,
-                policy,
-                root=root,
-                labels=parse_labels(labels or []),
-                n_ctx=ctx,
-                n_gpu_layers=n_gpu_layers,
-                n_threads=threads,
-                progress=progress,
-            ) as reader,
-        ):
-            progress(1.0)
-            yield reader
-
-    if recording is not None:
-        readings = _recorded(recording, saes, reading if model is not None else None)
-    else:
-        asking = Asking(generate, raw, temperature, seed)
-        with reading() as reader:
-            if request is not None and log is not None:
-                readings = [_logged(reader, log, request, saes)]
-            else:
-                texts = texts_of(text, file)
-                readings = [
-                    asking.read(reader, each, saes, f"text {n}" if file else "text")
-                    for n, each in enumerate(texts)
-                ]
+        elif request is not None and log is not None:
+            readings = [_logged(reader, log, request, saes)]
+        else:
+            readings = [
+                asking.read(reader, each, saes, f"text {n}" if file else "text")
+                for n, each in enumerate(texts_of(text, file))
+            ]
     from scope_runtime.inspect.trace import trace as run
 
     traces = [run(each, saes, features=features, top=top, above=above) for each in readings]
-    _say(traces, html, png, chosen=features is not None, as_json=as_json)
+    _say(traces, output, chosen=features is not None)
 
 
-def _recorded(path: Path, saes: SaeLayers, reading: object) -> list[Reading]:
+def _recorded(found: Recording, saes: SaeLayers, reader: Reader | None) -> list[Reading]:
     from scope_runtime.inspect.reading import recorded
-    from scope_runtime.recording import read_recording
 
-    found = read_recording(path)
-    if reading is None:
+    if reader is None:
         return list(recorded(found, saes.layers))
-    with reading() as reader:  # type: ignore[operator]
-        if reader.digest != f"sha256:{found.model}":
-            raise UsageError(
-                "the recording is of another model",
-                location=Location(str(path)),
-                found=f"sha256:{found.model}",
-                expected=reader.digest,
-            )
-        return list(recorded(found, saes.layers, reader.pieces))
+    if reader.digest != f"sha256:{found.model}":
+        raise UsageError(
+            "the recording is of another model",
+            location=Location(found.path),
+            found=f"sha256:{found.model}",
+            expected=reader.digest,
+        )
+    return list(recorded(found, saes.layers, reader.pieces))
 
 
 def _logged(reader: Reader, log: Path, request: str, saes: SaeLayers) -> Reading:
@@ -186,14 +134,12 @@ def _logged(reader: Reader, log: Path, request: str, saes: SaeLayers) -> Reading
     return reader.logged(logged_request(files, request_id=request), saes.layers)
 
 
-def _say(
-    traces: list[Trace], html: Path | None, png: Path | None, *, chosen: bool, as_json: bool
-) -> None:
+def _say(traces: list[Trace], output: Output, *, chosen: bool) -> None:
     from scope_runtime.inspect.heat import trace_picture
 
     picture = trace_picture(traces)
-    draw(picture, html, png)
-    if as_json:
+    output.draw(picture)
+    if output.as_json:
         from scope_runtime.inspect.data import trace_data
 
         print(json.dumps({"texts": [trace_data(each) for each in traces]}, ensure_ascii=False))
