@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 from scope_runtime.errors import ModelError, PackError
 from scope_runtime.inspect.groups import correlation, cosines, group_numbers, grouped
 from scope_runtime.inspect.rank import DEFAULTS, Criteria, RankedFeature, Ranking, rank
-from scope_runtime.inspect.sample import Pool, Sample, sample
+from scope_runtime.inspect.sample import Part, Pool, Sample, sample
 from scope_runtime.inspect.texts import Words, tokenised, words_of
 from scope_runtime.inspect.vocabulary import OutputHead, Push, pushed
 from scope_runtime.pack_types import F32Array, layer_name
@@ -21,12 +21,15 @@ from scope_runtime.sae.layers import SaeLayers
 if TYPE_CHECKING:
     from converters.texts import Text
     from scope_runtime.files import Progress
+    from scope_runtime.llama.capture import TextResiduals
     from scope_runtime.llama.checks import ModelInfo
     from scope_runtime.llama.context import Context
 
 N_CONTEXTS = 4
 N_AROUND = 8
 N_PUSHES = 8
+N_ENCODED = 128
+"""Tokens that are encoded at a time: of an SAE with a dense gate each has many active latents."""
 
 Report = Callable[[str], "Progress | None"]
 """Told what is being done now; gives back whom to tell how far it has come."""
@@ -136,15 +139,26 @@ def encode_kinds(
         UsageError: a kind without texts, or a text that is too long or has no tokens.
         HookError: residuals did not arrive for every token.
     """
-    from scope_runtime.sae import encode_texts
+    from scope_runtime.llama.capture import residuals
 
     tokens = tokenised(context, [*positive, *negative], chat=chat)
-    encoded = []
-    for text in encode_texts(context, tokens, saes):
-        encoded.append((text.tokens, text.active))
-        if progress:
-            progress(len(encoded), len(tokens))
-    return sample(encoded, [True] * len(positive) + [False] * len(negative))
+
+    def texts() -> Iterator[Iterator[Part]]:
+        for number, text in enumerate(residuals(context, tokens, saes.layers), 1):
+            yield _parts(text, saes)
+            if progress:
+                progress(number, len(tokens))
+
+    return sample(texts(), [True] * len(positive) + [False] * len(negative))
+
+
+def _parts(text: TextResiduals, saes: SaeLayers) -> Iterator[Part]:
+    for first in range(0, len(text.tokens), N_ENCODED):
+        here = slice(first, first + N_ENCODED)
+        yield (
+            text.tokens[here],
+            {layer.layer: layer.encode(text.layers[layer.layer][here]) for layer in saes},
+        )
 
 
 def find(

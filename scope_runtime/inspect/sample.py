@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.errors import UsageError
+from scope_runtime.inspect.kept import Kept, roomy
 from scope_runtime.pack_types import F32Array, I64Array
 from scope_runtime.sae.active import Active
 from scope_runtime.types import StrEnum
@@ -37,7 +38,7 @@ class Pooled:
     Attributes:
         layers: of the features, (n_features,).
         ids: (n_features,).
-        values: 0 where not active, (n_texts, n_features).
+        values: 0 where not active, (n_texts, n_features); of many features it lies in a file.
         n_latents: how many latents the layers have, active or not.
     """
 
@@ -55,66 +56,87 @@ class Sample:
         tokens: of all texts, one after the other.
         starts: text t is ``tokens[starts[t]:starts[t + 1]]``, (n_texts + 1,).
         positive: which texts are of the wanted kind, (n_texts,).
-        active: per layer, over all tokens.
+        kept: per layer, over all tokens.
     """
 
     tokens: npt.NDArray[np.int32] = field(repr=False)
     starts: I64Array = field(repr=False)
     positive: npt.NDArray[np.bool_]
-    active: Mapping[int, Active] = field(repr=False)
+    kept: Kept = field(repr=False)
 
     @property
     def n_texts(self) -> int:
         """Number of texts, of both kinds."""
         return len(self.starts) - 1
 
-    @property
-    def text_of_token(self) -> I64Array:
-        """Which text each token belongs to, (n_tokens,)."""
-        return np.repeat(np.arange(self.n_texts), np.diff(self.starts))
-
     def activations(self, features: Sequence[tuple[int, int]]) -> F32Array:
         """What chosen features, as pairs of layer and id, do at every token, (n_tokens, n_features)."""
         out = np.zeros((len(self.tokens), len(features)), np.float32)
         for layer in {layer for layer, _ in features}:
             columns = [i for i, feature in enumerate(features) if feature[0] == layer]
-            out[:, columns] = self.active[layer].of(features[i][1] for i in columns)
+            for first, active in self.kept.pieces(layer):
+                here = active.of(features[i][1] for i in columns)
+                out[first : first + len(here), columns] = here
         return np.maximum(out, 0)
 
     def pooled(self, at: Pool = Pool.MAX) -> Pooled:
         """One number for each text and feature."""
-        text, lengths = self.text_of_token, np.diff(self.starts)
-        counts = np.ones(len(self.tokens), np.bool_)
-        if at is Pool.LAST:
-            counts[:] = False
-            counts[self.starts[1:] - 1] = True
-        else:
-            counts[self.starts[:-1][lengths > 1]] = False
-        parts = []
-        for layer, active in sorted(self.active.items()):
-            token = np.repeat(np.arange(active.n_tokens), np.diff(active.indptr))
-            kept = counts[token] & (active.values > 0)
-            ids, column = np.unique(active.ids[kept], return_inverse=True)
-            values = np.zeros((self.n_texts, len(ids)), np.float32)
+        sizes = self.kept.d_sae
+        often = {layer: self._often(layer, at) for layer in sizes}
+        ids = np.concatenate(list(often.values()))
+        # Features first, as they are read: some of them for all texts.
+        values = roomy((len(ids), self.n_texts))
+        row = 0
+        for layer, wanted in often.items():
+            for text, column in self._columns(layer, at):
+                values[row : row + len(wanted), text] = column[wanted]
+            row += len(wanted)
+        layers = np.repeat(np.array(list(often), np.int64), [*map(len, often.values())])
+        return Pooled(layers, ids, values.T, sum(sizes.values()))
+
+    def _often(self, layer: int, at: Pool) -> I64Array:
+        """Ids of the latents that are active in enough texts."""
+        counts = np.zeros(self.kept.d_sae[layer], np.int64)
+        for _, column in self._columns(layer, at):
+            counts += column > 0
+        return np.flatnonzero(counts >= FEWEST_TEXTS)
+
+    def _columns(self, layer: int, at: Pool) -> Iterator[tuple[int, F32Array]]:
+        """Each text's number, and one number for each latent, (d_sae,)."""
+        column, text = np.zeros(self.kept.d_sae[layer]), 0
+        for first, active in self.kept.pieces(layer):
+            if first == self.starts[text + 1]:
+                yield text, self._done(column, text, at)
+                column, text = np.zeros_like(column), text + 1
+            begin, end = self._counted(text, at)
+            rows = np.clip([begin - first, end - first], 0, active.n_tokens)
+            low, high = active.indptr[rows].tolist()
             into = np.add if at is Pool.MEAN else np.maximum
-            into.at(values, (text[token[kept]], column), active.values[kept])
-            if at is Pool.MEAN:
-                values /= np.maximum(lengths - (lengths > 1), 1)[:, None].astype(np.float32)
-            often = (values > 0).sum(axis=0) >= FEWEST_TEXTS
-            parts.append((np.full(int(often.sum()), layer), ids[often], values[:, often]))
-        return Pooled(
-            np.concatenate([part[0] for part in parts]).astype(np.int64),
-            np.concatenate([part[1] for part in parts]).astype(np.int64),
-            np.concatenate([part[2] for part in parts], axis=1),
-            sum(active.d_sae for active in self.active.values()),
-        )
+            into.at(column, active.ids[low:high], np.maximum(active.values[low:high], 0))
+        yield text, self._done(column, text, at)
+
+    def _counted(self, text: int, at: Pool) -> tuple[int, int]:
+        """The tokens of a text that count, as numbers over all texts."""
+        first, after = self.starts[text : text + 2].tolist()
+        if at is Pool.LAST:
+            return after - 1, after
+        return first + (after - first > 1), after
+
+    def _done(self, column: npt.NDArray[np.float64], text: int, at: Pool) -> F32Array:
+        begin, end = self._counted(text, at)
+        return (column / (end - begin if at is Pool.MEAN else 1)).astype(np.float32)
 
 
-def sample(
-    texts: Sequence[tuple[Sequence[int], Mapping[int, Active]]],
-    positive: Sequence[bool],
-) -> Sample:
-    """Texts, each as its tokens and what `FullLayer.encode` found per layer, as one sample.
+Part = tuple[Sequence[int], Mapping[int, Active]]
+"""Some tokens of a text, and what `FullLayer.encode` found in them per layer."""
+
+
+def sample(texts: Iterable[Iterable[Part]], positive: Sequence[bool]) -> Sample:
+    """Texts as one sample. A text comes in parts, and no part is held for longer than it takes to keep it.
+
+    Args:
+        texts: each of one token or more.
+        positive: for each of them whether it is of the wanted kind.
 
     Raises:
         UsageError: one of the kinds has no text.
@@ -124,11 +146,11 @@ def sample(
             "texts of two kinds are needed",
             found=f"{sum(positive)} positive, {len(positive) - sum(positive)} negative",
         )
-    layers = sorted(texts[0][1])
-    starts = np.cumsum([0, *(len(tokens) for tokens, _ in texts)], dtype=np.int64)
-    active = {}
-    for layer in layers:
-        each = [found[layer] for _, found in texts]
-        active[layer] = Active.concatenated(each, each[0].d_sae)
-    tokens = np.concatenate([np.asarray(tokens, np.int32) for tokens, _ in texts])
-    return Sample(tokens, starts, np.array(positive, np.bool_), active)
+    kept, tokens, starts = Kept(), list[int](), [0]
+    for text in texts:
+        for said, found in text:
+            for layer, active in found.items():
+                kept.add(layer, len(tokens), active)
+            tokens += said
+        starts.append(len(tokens))
+    return Sample(np.array(tokens, np.int32), np.array(starts), np.array(positive, np.bool_), kept)

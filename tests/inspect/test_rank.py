@@ -14,6 +14,16 @@ from scope_runtime.sae import Active
 D_SAE = 12
 
 
+def cut_out(active: dict[int, Active], first: int, after: int) -> dict[int, Active]:
+    """Some tokens of a text."""
+    out = {}
+    for layer, whole in active.items():
+        low, high = whole.indptr[[first, after]]
+        indptr = whole.indptr[first : after + 1] - low
+        out[layer] = Active(indptr, whole.ids[low:high], whole.values[low:high], D_SAE)
+    return out
+
+
 def random_sample(seed: int, n_texts: int = 8) -> tuple[Sample, list[dict[int, np.ndarray]]]:
     """Texts of 1 to 6 tokens over two layers, and the same activations dense, per text and layer."""
     rng = np.random.default_rng(seed)
@@ -33,7 +43,14 @@ def random_sample(seed: int, n_texts: int = 8) -> tuple[Sample, list[dict[int, n
             active[layer] = Active(
                 indptr.astype(np.int64), id.astype(np.int32), values[token, id], D_SAE
             )
-        texts.append((list(range(n)), active))
+        cut = int(rng.integers(0, n))  # a text comes in one part or in two
+        texts.append(
+            [
+                (range(*part), cut_out(active, *part))
+                for part in ((0, cut), (cut, n))
+                if part[0] < part[1]
+            ]
+        )
         dense.append(z)
     return sample(texts, [i % 2 == 0 for i in range(n_texts)]), dense
 
@@ -70,7 +87,7 @@ def test_activations_of_chosen_features_over_all_tokens() -> None:
 
 def test_one_kind_alone_is_refused() -> None:
     with pytest.raises(UsageError) as error:
-        sample([([1], {0: Active(np.array([0, 0]), *_nothing(), 3)})], [True])
+        sample([[([1], {0: Active(np.array([0, 0]), *_nothing(), 3)})]], [True])
     assert str(error.value) == "texts of two kinds are needed; found 1 positive, 0 negative"
 
 
