@@ -21,6 +21,7 @@ _KV = "it would use KV that was computed under another policy"
 _CHECKPOINTS = "what a checkpoint brings back is KV that nobody can say the policy of"
 _TOOLS = "it lets the server act by itself, around the gateway"
 _OTHER = "the server would do something else than answer"
+_LOG = "what it says is passed on, and quoted where it does not start"
 _SLEEPS = "a model that is loaded again is a context that nobody has proved"
 
 _REASONS: Mapping[str, str] = {
@@ -38,12 +39,15 @@ _REASONS: Mapping[str, str] = {
     _OTHER: "-h --help --usage --version -cl --cache-list --completion-bash --list-devices --embedding --embeddings "
     "--rerank --reranking",
     _SLEEPS: "--sleep-idle-seconds",
+    _LOG: "--log-file --log-disable",
 }
 REFUSED: Mapping[str, str] = {
     flag: reason for reason, flags in _REASONS.items() for flag in flags.split()
 }
 """Arguments that a user may not give, and why."""
 
+_REPACKS = ("--repack", "-nr", "--no-repack")
+_CPU_INFO = Path("/proc/cpuinfo")
 _ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
 
 
@@ -86,13 +90,20 @@ class ServerCommand:
 
 
 def server_command(
-    program: str | Path, model: Path | None, arguments: Sequence[str]
+    program: str | Path,
+    model: Path | None,
+    arguments: Sequence[str],
+    cpu_info: Path = _CPU_INFO,
 ) -> ServerCommand:
     """Checks a user's arguments.
+
+    On a processor with AMX llama.cpp is told not to repack weights where the user says nothing of it: some builds die
+    there at the first prompt.
 
     Args:
         program: a path, or a name on the PATH.
         model: the model, where it is not among the arguments.
+        cpu_info: what Linux says of the processors.
 
     Raises:
         UsageError: there is no such program, no model, or an argument that only the gateway may give.
@@ -121,7 +132,17 @@ def server_command(
         raise UsageError("two models are given", found=" and ".join(map(str, named)))
     if model is not None and not named:
         arguments = ["--model", str(model), *arguments]
+    if _has_amx(cpu_info) and not any(_flag(argument) in _REPACKS for argument in arguments):
+        arguments = [*arguments, "--no-repack"]
     return ServerCommand(Path(found).absolute(), model or named[0], tuple(arguments))
+
+
+def _has_amx(cpu_info: Path) -> bool:
+    try:
+        told = cpu_info.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any("amx_int8" in line.split() for line in told.splitlines() if line.startswith("flags"))
 
 
 def _flag(argument: str) -> str:

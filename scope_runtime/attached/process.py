@@ -78,9 +78,17 @@ class Process:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._fd, signal.SIGTERM)
         if not self.ended(timeout_s):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self.ended(timeout_s)
+            self.kill(timeout_s)
+
+    def kill(self, timeout_s: float = END_S) -> None:
+        """Ends it and all of its session at once. One that a driver holds in the kernel is given up after this time."""
+        if self.ended():
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if not self.ended(timeout_s):
+            with self._lock:
+                self._over = True
 
     def close(self) -> None:
         """Lets go of it; whether it runs is not known any more. Safe to call twice."""

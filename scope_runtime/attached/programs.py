@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from scope_runtime.attached.interface import AttachedHook, SlotState
@@ -37,7 +37,9 @@ class SlotPrograms:
         self._unsure: set[int] = (
             set()
         )  # slots that may be open in the hook, by a command that came too late
+        self._coming: set[tuple[str, str]] = set()  # held for a source that is not in force yet
         self._lock = threading.RLock()  # of all of the above
+        self._loading = threading.Lock()  # one program at a time; nobody else waits for that
         self._commands = _SharedOrAlone()
         self._since_use = 0  # ubatches when the source was taken up
         self._hold(source.program)
@@ -55,44 +57,52 @@ class SlotPrograms:
         Returns:
             What the swap itself took, in milliseconds; up to an ubatch, which it waits for.
         """
-        # Loaded and checked before anybody waits; what happens then is a pointer.
-        self._hold(source.program)
         with self._lock:
             under_way = dict(self._requests)
-        wanted = {
-            slot: source.for_request(request.labels, request.request_id)
-            for slot, request in under_way.items()
-        }
-        for program in wanted.values():
-            self._hold(program)
+        wanted = {slot: _of(source, request) for slot, request in under_way.items()}
+        coming = [source.program, *wanted.values()]
+        with self._lock:
+            self._coming = {_key(program) for program in coming}
+        try:
+            # Loaded and checked before anybody waits; what happens then is a pointer.
+            for program in coming:
+                self._hold(program)
+            return self._swap(source, wanted, now)
+        finally:
+            with self._lock:
+                self._coming = set()
+
+    def _swap(self, source: ProgramSource, wanted: Mapping[int, Program], now: bool) -> float:
         # An assignment is for all slots: none may begin meanwhile.
-        with self._commands.alone(), self._lock:
+        with self._commands.alone():
             began = time.perf_counter()
-            serials = dict(self._serials)
-            if now:
-                for slot, request in self._requests.items():
-                    program = wanted.get(slot) or source.for_request(
-                        request.labels, request.request_id
-                    )
-                    serials[slot] = self._hold(program)
+            with self._lock:
+                requests = dict(self._requests) if now else {}
+            programs = {
+                slot: wanted.get(slot) or _of(source, request) for slot, request in requests.items()
+            }
+            with self._lock:
+                self._coming |= {_key(program) for program in programs.values()}
+            held = {slot: self._hold(program) for slot, program in programs.items()}
+            with self._lock:
+                serials = {slot: held.get(slot, at) for slot, at in self._serials.items()}
                 if serials != self._serials:
                     self._hook.assign(serials)
-            self.source, self._serials = source, serials
-            self._since_use = self._hook.status.n_ubatches
-            took_ms = (time.perf_counter() - began) * 1e3
-            self._release_old()
-            return took_ms
+                self.source, self._serials = source, serials
+                self._since_use = self._hook.status.n_ubatches
+                took_ms = (time.perf_counter() - began) * 1e3
+                self._release_old()
+                return took_ms
 
     def begin(
         self, slot: int, number: int, request: RequestContext
     ) -> tuple[Program, Share, SlotState]:
         """Puts a free slot under its request's program, before the request is sent."""
         with self._commands.shared():
-            with self._lock:
-                program = self.source.for_request(request.labels, request.request_id)
-                share = self.source.share(request.labels, request.request_id)
-                serial = self._hold(program)
-                self._serials[slot], self._requests[slot] = serial, request
+            source = self.source
+            program = _of(source, request)
+            share = source.share(request.labels, request.request_id)
+            serial = self._run_under(program, slot, request)
             try:
                 if slot in self._unsure:
                     self._end_late(slot)
@@ -147,19 +157,47 @@ class SlotPrograms:
     def _release_old(self) -> None:
         running = set(self._serials.values())
         for key, serial in list(self._held.items()):
-            if serial not in running and self.programs[serial].revision != self.source.revision:
+            if key in self._coming or serial in running:
+                continue
+            if self.programs[serial].revision != self.source.revision:
                 self._hook.release(serial)
                 del self._held[key]
 
+    def _run_under(self, program: Program, slot: int, request: RequestContext) -> int:
+        """Names a free slot's program, which is held from then on."""
+        while True:
+            serial = self._hold(program)
+            with self._lock:
+                # Somebody else's end may have let go of it in between.
+                if self._held.get(_key(program)) == serial:
+                    self._serials[slot], self._requests[slot] = serial, request
+                    return serial
+
     def _hold(self, program: Program) -> int:
-        key = (program.digest, program.revision)
+        """Has the hook load a program that it has not; nobody waits for that but who wants one, too."""
+        key = _key(program)
         with self._lock:
             serial = self._held.get(key)
+        if serial is not None:
+            return serial
+        with self._loading:
+            with self._lock:
+                serial = self._held.get(key)
             if serial is None:
                 serial = self._hook.hold(program.blob)
-                self._held[key] = serial
-                self.programs[serial] = program
+                with self._lock:
+                    self._held[key] = serial
+                    self.programs[serial] = program
             return serial
+
+
+def _key(program: Program) -> tuple[str, str]:
+    """What a program does, and its revision."""
+    return program.digest, program.revision
+
+
+def _of(source: ProgramSource, request: RequestContext) -> Program:
+    return source.for_request(request.labels, request.request_id)
 
 
 class _SharedOrAlone:

@@ -14,6 +14,7 @@ from scope_runtime.attached.arguments import ServerCommand
 from scope_runtime.attached.interface import AttachedStatus, SlotState
 from scope_runtime.attached.link import Ended, Link, Request
 from scope_runtime.attached.server import Attached
+from scope_runtime.attached.signs import HANGS_S
 from scope_runtime.attached.supervisor import Supervisor, reasons
 from scope_runtime.attached.upstream import EngineGone
 from scope_runtime.attached.vocabulary import control_texts
@@ -43,6 +44,8 @@ class AttachedRuntime:
         command: the server.
         folder: where it lives; see ``attached.server``.
         say: told the server's log, line by line, and what becomes of the server.
+        leaving: told what is to be called where this process is left without ``close``.
+        hangs_s: without any sign of life for so long the server is ended, and started again.
         policy, policy_root, watch, state, control, audit, metrics, sinks: as of ``Runtime``.
 
     Raises:
@@ -56,6 +59,8 @@ class AttachedRuntime:
         *,
         folder: Path,
         say: Callable[[str], None],
+        leaving: Callable[[Callable[[], None]], None] = lambda end: None,
+        hangs_s: float = HANGS_S,
         policy_root: str | Path | None = None,
         watch: Options | None = None,
         state: str | Path | None = None,
@@ -75,7 +80,7 @@ class AttachedRuntime:
         self._numbers = itertools.count(1)
         self._source = ProgramSource(None, self.shape)
         self._link: Link | None = None
-        self._lost_link: Link | None = None  # the latest; somebody may still read it
+        self._lost: list[Link] = []  # those that somebody may still read
         self._changing = threading.RLock()  # of link and source
         self._closing = threading.Event()
         self._trouble: str | None = "the server is starting"
@@ -84,7 +89,8 @@ class AttachedRuntime:
         options = watch or Options()
         self._fails_closed = options.fail == "closed"
         self._control_texts = control_texts(command.model)
-        self._supervisor = Supervisor(command, self.shape, folder, say)
+        self._supervisor = Supervisor(command, self.shape, folder, say, hangs_s=hangs_s)
+        leaving(self._supervisor.kill)
         try:
             self._records = Records(audit, metrics, sinks)
         except BaseException:
@@ -220,9 +226,12 @@ class AttachedRuntime:
             return  # closed meanwhile
         self._try_collect(link)
         self._note("server-lost", how=how, n_running=len(link.running))
-        before, self._lost_link = self._lost_link, link
-        if before is not None and not before.running:
-            before.server.close()
+        with self._changing:
+            # The latest is kept in any case: whoever took it a moment ago may be about to begin.
+            done = [each for each in self._lost if not each.running]
+            self._lost = [each for each in self._lost if each.running] + [link]
+        for each in done:
+            each.server.close()
 
     def failed(self, error: Exception) -> None:
         """It does not start; it is tried again."""
@@ -256,8 +265,8 @@ class AttachedRuntime:
             self._try_collect(link)
         self._link = None
         self._supervisor.close()
-        if self._lost_link is not None:
-            self._lost_link.server.close()
+        for each in self._lost:
+            each.server.close()
         self._records.close()
 
     # -- requests

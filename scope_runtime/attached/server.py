@@ -25,12 +25,14 @@ from scope_runtime.attached.log_tail import LogTail
 from scope_runtime.attached.preload import check_program
 from scope_runtime.attached.process import Process, started
 from scope_runtime.attached.shared import SharedHook
+from scope_runtime.attached.signs import HANGS_S, SignsOfLife
 from scope_runtime.attached.upstream import Upstream
 from scope_runtime.errors import HookError, ScopeError, UsageError
 from scope_runtime.files import written_whole
 from scope_runtime.types import ModelShape
 
 _LOOK_S = 0.05
+_HEALTHY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +69,27 @@ class ServerFolder:
     Args:
         path: made where it is not there, for this user alone.
         say: told each line of the server's log.
+        hangs_s: a server that shows no sign of life for so long while it starts has not started.
 
     Raises:
         UsageError: somebody else uses it, or could reach into it.
     """
 
-    def __init__(self, path: Path, command: ServerCommand, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        command: ServerCommand,
+        say: Callable[[str], None],
+        hangs_s: float = HANGS_S,
+    ) -> None:
         self.path = path
+        self._hangs_s = hangs_s
         self._command = command
         self._model_version = command.model_version
         self._starting: Process | None = None
+        self._latest: Process | None = None
         self._ending = False
-        self._mutex = threading.Lock()  # of the two above
+        self._mutex = threading.Lock()  # of the three above
         _private(path)
         self._lock = (path / "lock").open("w")
         try:
@@ -96,6 +107,13 @@ class ServerFolder:
             self._ending, starting = True, self._starting
         if starting is not None:
             starting.end()
+
+    def kill(self) -> None:
+        """Ends whatever runs, and lets nothing start: nobody will be there to do it later."""
+        with self._mutex:
+            self._ending, latest = True, self._latest
+        if latest is not None:
+            latest.kill()
 
     def close(self) -> None:
         """Lets others use the folder; the server goes on."""
@@ -167,7 +185,7 @@ class ServerFolder:
                     # It outlives us when we are killed, and our terminal's interrupts are not for it.
                     start_new_session=True,
                 )
-                self._starting = Process.of(child)
+                self._starting = self._latest = Process.of(child)
                 return self._starting
         except OSError as error:
             raise HookError("llama-server cannot be run", found=str(error)) from error
@@ -175,10 +193,15 @@ class ServerFolder:
             os.close(log)
 
     def _wait_healthy(self, server: Attached) -> None:
-        """Loading takes as long as the model is large: only its own end, or ours, ends the wait."""
-        while not server.upstream.healthy():
+        """Loading takes as long as the model is large: only its own end, or ours, or a hang ends the wait."""
+        signs = SignsOfLife.of_start(server, self._hangs_s)
+        while not server.upstream.healthy(_HEALTHY_S):
             if server.process.ended(_LOOK_S):
                 raise self._gone(server.process)
+            if signs.hangs():
+                raise HookError(
+                    f"llama-server shows no sign of life for {self._hangs_s:g} s while it starts"
+                )
         # The dynamic linker loads the hook before anything else runs.
         server.hook.wait_loaded(0.0)
 
@@ -213,6 +236,8 @@ class ServerFolder:
         if process.ended():
             process.close()
             return None, None
+        with self._mutex:
+            self._latest = process
         why = "it was started otherwise"
         if kept.command == self._command.digest:
             try:

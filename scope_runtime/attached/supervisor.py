@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from scope_runtime.attached.arguments import ServerCommand
 from scope_runtime.attached.server import Attached, ServerFolder
+from scope_runtime.attached.signs import HANGS_S, SignsOfLife
 from scope_runtime.errors import ScopeError
 from scope_runtime.types import ModelShape
 
@@ -42,6 +43,7 @@ class Supervisor:
         folder: where it lives; see ``attached.server``.
         say: told the server's log, and what becomes of the server, a line each.
         backoff_s: see ``BACKOFF_S``.
+        hangs_s: a server without any sign of life for so long is ended, and started again.
 
     Raises:
         UsageError: the folder is another gateway's.
@@ -54,14 +56,19 @@ class Supervisor:
         folder: Path,
         say: Callable[[str], None],
         backoff_s: tuple[float, ...] = BACKOFF_S,
+        hangs_s: float = HANGS_S,
     ) -> None:
         self._shape = shape
         self._say = say
         self._backoff_s = backoff_s
+        self._hangs_s = hangs_s
         self._closing = threading.Event()
         self._server: Attached | None = None
+        self._signs: SignsOfLife | None = None  # of the server
         self._thread: threading.Thread | None = None
-        self._folder = ServerFolder(folder, command, lambda line: say(f"llama-server: {line}"))
+        self._folder = ServerFolder(
+            folder, command, lambda line: say(f"llama-server: {line}"), hangs_s
+        )
 
     def begin(self, keeper: Keeper) -> None:
         """Adopts the server that is there, or starts one, and watches it from then on.
@@ -84,19 +91,20 @@ class Supervisor:
         except BaseException:
             self._folder.end(server)
             raise
-        self._server = server
+        self._server, self._signs = server, SignsOfLife.of(server, self._hangs_s)
 
     def _watch(self, keeper: Keeper) -> None:
-        """Starts the server again whenever it has ended."""
+        """Starts the server again whenever it has ended, or hangs."""
         failures = 0
         began = time.monotonic()
         while not self._closing.is_set():
-            server = self._server
-            if server is not None:
-                if not server.process.ended(_LOOK_S):
+            server, signs = self._server, self._signs
+            if server is not None and signs is not None:
+                how = self._ended(server, signs)
+                if how is None:
                     continue
                 self._server = None
-                keeper.gone(server, server.process.how)
+                keeper.gone(server, how)
                 if time.monotonic() - began > STEADY_S:
                     failures = 0
             if self._closing.wait(self._backoff_s[min(failures, len(self._backoff_s) - 1)]):
@@ -108,12 +116,27 @@ class Supervisor:
             except Exception as error:
                 keeper.failed(error)
 
+    def _ended(self, server: Attached, signs: SignsOfLife) -> str | None:
+        """How the server has ended, by itself or because it hangs; None: it goes on."""
+        if server.process.ended(_LOOK_S):
+            return server.process.how
+        if not signs.hangs() or self._closing.is_set():
+            return None
+        # Not asked to first: what hangs does not listen, and requests wait for it.
+        server.process.kill()
+        return f"no sign of life for {self._hangs_s:g} s; {server.process.how}"
+
     def end_server(self) -> None:
         """Ends the server at once; for what waits for it and must not any more. None is started again."""
         self._closing.set()
         server = self._server
         if server is not None:
             server.process.end()
+
+    def kill(self) -> None:
+        """Ends the server where this process is left as it stands, without ``close``."""
+        self._closing.set()
+        self._folder.kill()
 
     def close(self) -> None:
         """Ends the server, and what would start it again. Safe to call twice."""

@@ -17,12 +17,24 @@ N_PROBE_TOKENS = 8
 _WAIT_S = 30.0  # for a server that computes a long batch to look at its messages
 _PROBE_S = 300.0  # for eight tokens, with weights that come off a disk
 _IDLE_LOOK_S = 0.01
+# What llama-server's own computing fails with; whatever else it says with status 500 came of reading a request.
+_FAULTS = (
+    "Compute error",
+    "Invalid input batch",
+    "Context size",
+    "got exception",
+    "std::bad_alloc",
+)
 # An idle connection would keep one of the server's threads, of which it has hardly more than slots.
 _NONE_IDLE = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
 class EngineGone(ScopeError):
     """The server went away, or answers what is no answer: nobody knows what became of the request."""
+
+
+class NotTaken(EngineGone):
+    """The server failed before the first word of an answer, and is still there: on the request, or by itself."""
 
 
 class Upstream:
@@ -51,12 +63,27 @@ class Upstream:
         """No request may be under way: none leaves a connection open."""
         self._client.close()
 
-    def healthy(self) -> bool:
+    def healthy(self, within_s: float = _WAIT_S) -> bool:
         """Whether it has loaded its model and answers."""
         try:
-            return self._client.get("/health").status_code == 200
+            return self._client.get("/health", timeout=within_s).status_code == 200
         except httpx.HTTPError:
             return False
+
+    def speaks(self, within_s: float) -> bool:
+        """Whether it says anything at all within this time, if only that it loads its model."""
+        return self._says("/health", within_s)
+
+    def answers(self, within_s: float) -> bool:
+        """Whether the loop that computes says something of its slots within this time."""
+        return self._says("/slots", within_s)
+
+    def _says(self, route: str, within_s: float) -> bool:
+        try:
+            self._client.get(route, timeout=within_s)
+        except httpx.HTTPError:
+            return False
+        return True
 
     def _get(self, route: str) -> Any:
         try:
@@ -146,7 +173,7 @@ class Sent:
             # Whoever waits here may go away before the server has taken the request: see `close`.
             response = await asyncio.shield(self._sending)
             if response.status_code != 200:
-                raise _refusal(response.status_code, await response.aread())
+                raise _refusal(response.status_code, await response.aread(), begun=False)
             async with aclosing(_events(response)) as events:
                 async for event in events:
                     yield event
@@ -192,7 +219,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
             yield event
 
 
-def _refusal(status: int, body: bytes) -> ScopeError:
+def _refusal(status: int, body: bytes, begun: bool = True) -> ScopeError:
     """What the server says against a request; its own faults are not for its caller."""
     try:
         told = json.loads(body)
@@ -202,4 +229,6 @@ def _refusal(status: int, body: bytes) -> ScopeError:
     message = message.splitlines()[0][:300] if message else f"status {status}"
     if 400 <= status < 500 and status not in (401, 403, 404):
         return UsageError(message)
+    if status == 500 and not begun and not message.startswith(_FAULTS):
+        return NotTaken(message)
     return EngineGone("llama-server failed on a request", found=message)

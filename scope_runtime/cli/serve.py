@@ -188,12 +188,15 @@ def serve(
     if command is not None:
         from scope_runtime.attached.folder import server_folder
 
+        leaving: list[Callable[[], None]] = []
         _serve(
             options,
             model,
             _attached(
                 command,
+                leaving.append,
                 server_folder(read.state if read is not None else state, command),
+                options.engine_hangs_s,
                 read,
                 {
                     "policy": policies,
@@ -203,6 +206,7 @@ def serve(
                     "audit": audit,
                 },
             ),
+            leaving,
         )
         return
 
@@ -247,7 +251,12 @@ def serve(
 
 
 def _attached(
-    command: ServerCommand, folder: Path, read: RuntimeConfig | None, said: dict[str, Any]
+    command: ServerCommand,
+    leaving: Callable[[Callable[[], None]], None],
+    folder: Path,
+    hangs_s: float,
+    read: RuntimeConfig | None,
+    said: dict[str, Any],
 ) -> Callable[[KeyRing], Opened]:
     """What opens a llama-server, as a configuration or, without one, as the options say."""
 
@@ -266,6 +275,8 @@ def _attached(
                 config.policy,
                 folder=folder,
                 say=tell,
+                leaving=leaving,
+                hangs_s=hangs_s,
                 policy_root=config.policy_root,
                 watch=config.options,
                 state=config.state,
@@ -277,7 +288,15 @@ def _attached(
         if read is not None:
             runtime = opened_by(read, of_config, Told())
         else:
-            runtime = AttachedRuntime(command, folder=folder, say=tell, sinks=[Told()], **said)
+            runtime = AttachedRuntime(
+                command,
+                folder=folder,
+                say=tell,
+                leaving=leaving,
+                hangs_s=hangs_s,
+                sinks=[Told()],
+                **said,
+            )
         try:
             engine = AttachedEngine(runtime)
             return Opened(engine, Control.of(runtime.hosted, ring), lambda: runtime.trouble)
@@ -288,8 +307,13 @@ def _attached(
     return opened
 
 
-def _serve(options: ServeOptions, model: Path, opener: Callable[[KeyRing], Opened]) -> None:
+def _serve(
+    options: ServeOptions,
+    model: Path,
+    opener: Callable[[KeyRing], Opened],
+    leaving: Sequence[Callable[[], None]] = (),
+) -> None:
     from scope_runtime.serve.server import serve
     from scope_runtime.told import tell
 
-    serve(options, options.alias or model.stem, opener, tell)
+    serve(options, options.alias or model.stem, opener, tell, leaving)

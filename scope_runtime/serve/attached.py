@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scope_runtime.attached.link import Ended, Request
 from scope_runtime.attached.runtime import AttachedRuntime
-from scope_runtime.attached.upstream import EngineGone, Sent
-from scope_runtime.errors import ScopeError
+from scope_runtime.attached.upstream import EngineGone, NotTaken, Sent
+from scope_runtime.errors import ScopeError, UsageError
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.timing import Timing
 from scope_runtime.serve.ask import Ask, Began, Done, Extra, Item, changing
 from scope_runtime.serve.attached_limits import check
-from scope_runtime.serve.attached_wire import TAKES, Wire
+from scope_runtime.serve.attached_wire import TAKES, Wire, nothing
 from scope_runtime.serve.errors import ApiError
 
 T = TypeVar("T")
@@ -122,13 +122,15 @@ class AttachedEngine:
         timing = request.timing
         timing.start()
         began = False
-        async with aclosing(sent.events()) as events:
+        async with aclosing(self._events(request, sent)) as events:
             async for event in events:
                 timing.stop()
                 if not began:
                     began = True
                     yield Began(request.program.revision, changing(request.program))
                 part = self._wire.read(event, request.sampling.top_logprobs)
+                if not request.sampling.max_tokens:
+                    part = nothing(part)
                 state = request.state
                 if self._runtime.must_steer(request) and state.n_unsteered:
                     raise self._unsteered(f"{state.n_unsteered} tokens were not steered")
@@ -152,6 +154,19 @@ class AttachedEngine:
                 timing.start()
         if told.finish == "cancelled":
             raise EngineGone("llama-server ended an answer without its last word")
+
+    @staticmethod
+    async def _events(request: Request, sent: Sent) -> AsyncGenerator[Mapping[str, Any], None]:
+        """As the server sends them."""
+        try:
+            async with aclosing(sent.events()) as events:
+                async for event in events:
+                    yield event
+        except NotTaken as error:
+            # It fails so on what it cannot read, too: a form that it does not know, arguments of a template.
+            if request.link.hook.alive and not request.state.n_columns:
+                raise UsageError(error.message) from None
+            raise
 
     def _end(
         self, slot: _Slot, begin: asyncio.Future[Request], told: _Told, prompt: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scope_runtime.errors import UsageError
@@ -48,6 +48,12 @@ class Part:
     n_reused: int = 0
     n_answer: int = 0
     finish: str | None = None
+
+
+def nothing(part: Part) -> Part:
+    """Of an answer without tokens: llama-server draws one all the same."""
+    finish = "length" if part.finish is not None else None
+    return replace(part, text="", scores=(), extra=None, tokens=(), n_answer=0, finish=finish)
 
 
 class Wire:

@@ -12,6 +12,9 @@ from scope_runtime.errors import ScopeError
 from scope_runtime.serve.errors import ApiError, internal, refused
 from scope_runtime.serve.queue import Ticket
 
+MAX_UNREAD = 1024
+"""Items of a request that nobody has taken yet. More than most answers have: those free their place in any case."""
+
 A = TypeVar("A")
 I = TypeVar("I")  # noqa: E741
 
@@ -49,6 +52,7 @@ class Job(Generic[I]):
         ended: Callable[[Job[Any]], None],
     ) -> None:
         self._came: asyncio.Queue[Of[I] | _End | ApiError] = asyncio.Queue()
+        self._room = asyncio.Semaphore(MAX_UNREAD)
         self._left = len(asks)
         self._ended: ApiError | None = None
         self._fault = fault
@@ -66,6 +70,8 @@ class Job(Generic[I]):
         try:
             async with ticket, contextlib.aclosing(answer) as items:
                 async for item in items:
+                    # A client that does not read keeps the engine waiting, not the answer in memory.
+                    await self._room.acquire()
                     self._came.put_nowait(Of(index, item))
             self._came.put_nowait(_End())
         except ScopeError as error:
@@ -98,6 +104,7 @@ class Job(Generic[I]):
             if isinstance(came, _End):
                 self._left -= 1
             else:
+                self._room.release()
                 yield came
 
     async def close(self) -> None:

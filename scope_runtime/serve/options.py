@@ -47,6 +47,7 @@ class ServeOptions:
         label_header: header in which a request may bring labels; only the names in ``labels`` are taken.
         max_queue: requests that may wait, of all tenants; ``max_queue_tenant`` of one.
         deadline_s: longest that a request may take, waiting included.
+        engine_hangs_s: without any sign of life for so long a llama-server is ended, and started again.
         drain_s: how long running answers may go on after SIGTERM.
         max_body_bytes: of a request.
         receive_s: longest that a request may take to arrive, and ``send_s`` that a client may leave the answer unread.
@@ -64,6 +65,7 @@ class ServeOptions:
     max_queue: int = 128
     max_queue_tenant: int = 32
     deadline_s: float = 600.0
+    engine_hangs_s: float = 60.0
     drain_s: float = 30.0
     max_body_bytes: int = 8 * 2**20
     receive_s: float = 30.0

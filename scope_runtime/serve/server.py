@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ def serve(
     model: str,
     opener: Callable[[KeyRing], Opened],
     ready: Callable[[str], None] = lambda line: None,
+    leaving: Sequence[Callable[[], None]] = (),
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second one ends at once.
 
@@ -65,6 +66,7 @@ def serve(
         model: its name in requests.
         opener: loads the model; called on a thread, while probes are answered already.
         ready: told where users and operators reach it, a line each, when the first request can be answered.
+        leaving: called where an end at once takes too long, and the process is left as it stands.
 
     Raises:
         ScopeError: it cannot start.
@@ -81,7 +83,7 @@ def serve(
             sockets.callback(options.admin.unlink, missing_ok=True)
         elif options.admin is not None:
             admin = sockets.enter_context(tcp_socket(options.admin))
-        process = _Process(options, model, keys, opener, ready, supervisor)
+        process = _Process(options, model, keys, opener, ready, leaving, supervisor)
         asyncio.run(process.run(public, admin))
 
 
@@ -93,12 +95,14 @@ class _Process:
         keys: KeyRing,
         opener: Callable[[KeyRing], Opened],
         ready: Callable[[str], None],
+        leaving: Sequence[Callable[[], None]],
         supervisor: Supervisor,
     ) -> None:
         self._options = options
         self._keys = keys
         self._opener = opener
         self._ready = ready
+        self._leaving = leaving
         self._supervisor = supervisor
         self._control: Control | None = None
         self._trouble: Callable[[], str | None] = lambda: None
@@ -175,16 +179,18 @@ class _Process:
         if not self._at_once.is_set():
             self._at_once.set()
             # A load or a long prompt cannot be broken off; what the log has acknowledged is safe in any case.
-            threading.Thread(target=_leave, name="scope-leave", daemon=True).start()
+            threading.Thread(target=self._leave, name="scope-leave", daemon=True).start()
+
+    def _leave(self) -> None:
+        threading.Event().wait(AT_ONCE_S)
+        for end in list(self._leaving):
+            with contextlib.suppress(Exception):
+                end()
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGTERM)
 
 
 def _place(at: socket.socket) -> str:
     """Where a listener is reached; port 0 has become one by now."""
     name = at.getsockname()
     return f"unix:{name}" if isinstance(name, str) else f"http://{Address(*name[:2])}"
-
-
-def _leave() -> None:
-    threading.Event().wait(AT_ONCE_S)
-    sys.stderr.flush()
-    os._exit(128 + signal.SIGTERM)

@@ -60,3 +60,25 @@ def test_a_model_that_was_replaced_is_not_started_again(tmp_path: Path) -> None:
             folder.start(ModelShape("qwen3", 4, 256))
     finally:
         folder.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "sent"),
+    [
+        ("fpu avx2 amx_bf16 amx_tile amx_int8", [], ["--no-repack"]),
+        ("fpu avx2 amx_bf16 amx_tile amx_int8", ["--repack"], ["--repack"]),
+        ("fpu avx2 amx_bf16 amx_tile amx_int8", ["-nr"], ["-nr"]),
+        ("fpu avx2 avx512_vnni", [], []),
+    ],
+)
+def test_weights_are_not_repacked_where_some_builds_die_of_it(
+    flags: str, said: list[str], sent: list[str], tmp_path: Path
+) -> None:
+    """Repacked for AMX: the first prompt is the end of some builds, whatever policies there are."""
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n")
+    command = server_command(sys.executable, Path("m.gguf"), said, info)
+    assert [each for each in command.arguments if "repack" in each or each == "-nr"] == sent
+    assert set(sent) <= set(command.argv(1, Path("key")))
+    nowhere = server_command(sys.executable, Path("m.gguf"), said, tmp_path / "none")
+    assert list(nowhere.arguments[2:]) == said

@@ -50,8 +50,10 @@ class Folder:
     def start(self, shape: ModelShape) -> Any:
         if not self.script.pop(0):
             raise HookError("it does not come up")
-        process = SimpleNamespace(ended=lambda timeout_s: True, how="ended by SIGKILL")
-        return SimpleNamespace(process=process)
+        process = SimpleNamespace(pid=0, ended=lambda timeout_s: True, how="ended by SIGKILL")
+        hook = SimpleNamespace(status=SimpleNamespace(n_ubatches=0))
+        upstream = SimpleNamespace(answers=lambda within_s: True)
+        return SimpleNamespace(process=process, hook=hook, upstream=upstream)
 
     def end(self, server: Any) -> None: ...
 

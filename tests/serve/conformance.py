@@ -194,6 +194,18 @@ def check_errors(at: Endpoint) -> None:
         refused(openai.BadRequestError, messages=long)
 
 
+def check_nothing_to_say(at: Endpoint) -> None:
+    with at.openai() as client:
+        answer = client.completions.create(model=at.model, prompt=PROMPT, max_tokens=0)
+        *_, last = client.completions.create(
+            model=at.model, prompt=PROMPT, max_tokens=0, stream=True
+        )
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason) == ("", "length")
+    assert answer.usage.completion_tokens == 0 < answer.usage.prompt_tokens
+    assert last.choices[0].finish_reason == "length"
+
+
 def check_concurrency(at: Endpoint) -> None:
     prompts = [f"{PROMPT} number {i}" for i in range(8)]
     with at.openai() as client, ThreadPoolExecutor(8) as threads:

@@ -13,6 +13,7 @@ from tests.serve.conftest import CONFIG, USER, Server, furnish, serving
 from tests.support.stock_server import server_path
 
 STATE = CONFIG.replace("policy: {path: policies}", "policy: {path: policies, state: state}")
+HANGS_SOON = STATE.replace("serve:\n", "serve:\n    engine_hangs_s: 3\n")
 OPTIONS = ("-np", "4", "-c", "16384", "-t", "1", "--no-repack", "--no-webui")
 
 POLICY = """\
@@ -55,9 +56,9 @@ def policy(tenant: str, feature: int, alpha: float, generation: int = 1) -> str:
     return POLICY.format(tenant=tenant, feature=feature, alpha=alpha, generation=generation)
 
 
-def furnished(folder: Path) -> Path:
+def furnished(folder: Path, config: str = STATE) -> Path:
     """A folder with a policy for each of two tenants, and one for a team."""
-    furnish(folder, STATE)
+    furnish(folder, config)
     policies = folder / "policies"
     (policies / "english-only.yaml").unlink()
     (policies / "acme.yaml").write_text(policy("acme", 767, 30), encoding="utf-8")

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.serve.over_server import (
     ASKED,
     ENDLESS,
     ENDS,
+    HANGS_SOON,
     LONG,
     ask,
     attached,
@@ -102,6 +104,29 @@ def test_response_and_record_say_the_same(server: Server) -> None:
     assert (rule["policy"], rule["rule"]) == ("globex", "push")
     # In the last block only columns are computed whose logits are wanted: one for each token of the answer.
     assert rule["n_tokens"] == record["n_answer"]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"reasoning_format": "bogus"},
+        {"chat_template_kwargs": {"enable_thinking": "perhaps"}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "bogus"},
+        {"messages": [{"role": "user", "content": [{"type": "wat"}]}]},
+        {"grammar": "root ::= nobody"},
+    ],
+    ids=lambda each: next(iter(each)),
+)
+def test_a_clients_mistake_that_llama_server_finds_is_told_as_one(
+    server: Server, mistake: dict[str, Any]
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, **mistake}
+    with server.client() as client:
+        answer = client.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -196,6 +221,51 @@ def test_a_killed_server_fails_what_runs_and_comes_back(site: Path) -> None:
         record = next(r for r in server.records() if r.get("finish_reason") == "error")
         assert record["revisions"][0]["revision"].startswith("sha256:")
         assert server.stop() == 0
+
+
+def test_a_hung_server_fails_what_waits_for_it_and_is_replaced(tmp_path: Path) -> None:
+    """A stream, an answer that is waited for as a whole, and one that comes when the server hangs already."""
+    site = furnished(tmp_path / "site", HANGS_SOON)
+    with attached(site) as server, server.client() as client, ThreadPoolExecutor(2) as threads:
+        plain = text_of(ask(server))
+        pid = server_pid(server)
+
+        def whole(name: str) -> Any:
+            asked = {**LONG, "stream": False}
+            return client.post("/v1/completions", json=asked, headers={"x-request-id": name})
+
+        asked = {"json": LONG, "headers": {"x-request-id": "streams"}}
+        with client.stream("POST", "/v1/completions", **asked) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            os.kill(pid, signal.SIGSTOP)
+            others = [threads.submit(whole, name) for name in ("waits", "waits-too")]
+            *_, last = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        for other in others:
+            answer = other.result()
+            assert (answer.status_code, answer.json()["error"]["type"]) == (502, "server_error")
+        server.wait_for("llama-server started: ", 2)
+        assert not runs(pid)
+        assert text_of(ask(server)) == plain
+        (lost,) = [record for record in server.records() if record["what"] == "server-lost"]
+        assert lost["how"] == "no sign of life for 3 s; ended by SIGKILL"
+        assert record_of(server, "streams")["finish_reason"] == "error"
+        assert server.stop() == 0
+
+
+def test_whoever_interrupts_twice_leaves_no_server_running(site: Path) -> None:
+    """Though the server does not listen, and nothing could be ended in turn."""
+    with attached(site) as server, server.client() as client:
+        pid = server_pid(server)
+        with client.stream("POST", "/v1/completions", json=LONG) as stream:
+            next(stream.iter_lines())
+            os.kill(pid, signal.SIGSTOP)
+            # Two of one kind could come as one.
+            server.process.send_signal(signal.SIGINT)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=HANGS_S) == 128 + signal.SIGTERM
+    assert not runs(pid)
 
 
 def test_a_killed_gateway_leaves_a_server_that_the_next_one_takes_over(site: Path) -> None:

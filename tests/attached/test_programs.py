@@ -1,0 +1,113 @@
+"""Programs on slots: who waits for a program that is loaded, and who does not."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from scope_runtime.attached.programs import SlotPrograms
+from scope_runtime.events import RequestContext
+from scope_runtime.select import ProgramSource
+from scope_runtime.types import ModelShape
+from tests.attached.test_link import BEGUN
+
+HANGS_S = 300
+
+
+class Hook:
+    """Loads what a test lets it load."""
+
+    alive = True
+    status = SimpleNamespace(n_ubatches=0)
+
+    def __init__(self) -> None:
+        self.loading, self.go = threading.Event(), threading.Event()
+        self.go.set()
+        self.held: dict[int, bytes] = {}
+
+    def hold(self, blob: bytes) -> int:
+        self.loading.set()
+        assert self.go.wait(HANGS_S)
+        serial = max(self.held, default=0) + 1
+        self.held[serial] = blob
+        return serial
+
+    def release(self, serial: int) -> None:
+        del self.held[serial]
+
+    def begin(self, slot: int, number: int, serial: int) -> Any:
+        assert serial in self.held
+        return replace(BEGUN, slot=slot, request_id=number)
+
+    def assign(self, serials: dict[int, int]) -> None:
+        assert set(serials.values()) <= set(self.held)
+
+    def slot(self, slot: int) -> Any:
+        return replace(BEGUN, slot=slot, request_id=None)
+
+
+class Source:
+    """A program for each label."""
+
+    def __init__(self, revision: str) -> None:
+        self.revision = revision
+        self.program = self._of("")
+
+    def _of(self, name: str) -> Any:
+        return SimpleNamespace(digest=name, revision=self.revision, blob=name.encode())
+
+    def for_request(self, labels: dict[str, str], request_id: str) -> Any:
+        return self._of(labels["of"])
+
+    def share(self, labels: dict[str, str], request_id: str) -> Any:
+        return None
+
+
+def of(name: str) -> RequestContext:
+    return RequestContext({"of": name}, "r")
+
+
+def test_nobody_waits_for_somebody_elses_program() -> None:
+    hook: Any = Hook()
+    programs = SlotPrograms(hook, 3, Source("one"))  # type: ignore[arg-type]
+    programs.begin(0, 1, of("small"))
+    hook.loading.clear()
+    hook.go.clear()
+    with ThreadPoolExecutor(1) as threads:
+        large = threads.submit(programs.begin, 1, 2, of("large"))
+        assert hook.loading.wait(HANGS_S)
+        assert programs.begin(2, 3, of("small"))[0].digest == "small"
+        assert programs.program_of(0).digest == "small"
+        programs.end(0)
+        assert not large.done()
+        hook.go.set()
+        assert large.result()[0].digest == "large"
+
+
+def test_what_a_swap_has_loaded_is_there_when_it_comes() -> None:
+    """Though requests end meanwhile, each of which lets go of what nobody runs under."""
+    hook: Any = Hook()
+    programs = SlotPrograms(hook, 2, Source("one"))  # type: ignore[arg-type]
+    for slot in range(2):
+        programs.begin(slot, slot, of(f"{slot}"))
+    hold = hook.hold
+
+    def hold_then_end(blob: bytes) -> int:
+        serial: int = hold(blob)
+        if blob == b"1":
+            programs.end(0)
+        return serial
+
+    hook.hold = hold_then_end
+    programs.use(Source("two"), now=True)  # type: ignore[arg-type]
+    assert programs.program_of(1).revision == "two"
+    assert sorted(hook.held.values()) == [b"", b"0", b"1"]
+
+
+def test_a_program_of_the_stand_in_source_is_real() -> None:
+    """What these tests make up is what a source gives."""
+    real = ProgramSource(None, ModelShape("qwen3", 4, 256))
+    assert {"digest", "revision", "blob"} <= set(dir(real.program))
