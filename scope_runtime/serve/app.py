@@ -179,6 +179,15 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "")
+        if not kind.split(";")[0].strip().lower().endswith("json"):
+            # FastAPI reads no other body as JSON: a page of another origin could send one unasked.
+            return ApiError(
+                415,
+                f"The body must be JSON, and say so; found Content-Type: {kind[:_SHOWN] or 'none'}, "
+                "expected application/json.",
+                code="unsupported_media_type",
+            ).response()
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part != "body"]
         param = ".".join(place)[:_SHOWN] or None

@@ -205,6 +205,17 @@ def test_what_is_malformed_is_the_clients_fault(server: Server, body: bytes) -> 
         assert error_of(response)["message"]
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(
+    server: Server, kind: str | None
+) -> None:
+    with server.client() as client:
+        headers = {"content-type": kind} if kind else {}
+        response = client.post("/v1/completions", content=json.dumps(ASKED), headers=headers)
+        assert response.status_code == 415
+        assert "expected application/json" in error_of(response)["message"]
+
+
 # -- operators
 
 
