@@ -37,13 +37,21 @@ def find(
         ),
     ],
     positive: Annotated[
-        Path,
+        Path | None,
         typer.Option("--positive", metavar="FILE", help="Texts that show the behaviour."),
-    ],
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option("--like", metavar="TEXT", help="Or such a text itself; may be repeated."),
+    ] = None,
     negative: Annotated[
-        Path,
-        typer.Option("--negative", metavar="FILE", help="Texts that do not, alike otherwise."),
-    ],
+        Path | None,
+        typer.Option(
+            "--negative",
+            metavar="FILE",
+            help="Texts that do not, alike otherwise.  [default: the model makes some up]",
+        ),
+    ] = None,
     at: Annotated[
         str,
         typer.Option(
@@ -71,7 +79,10 @@ def find(
         ),
     ] = 0.01,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of the halves and permutations.")
+        int,
+        typer.Option(
+            "--seed", metavar="N", min=0, help="Of halves, permutations, the model's texts."
+        ),
     ] = 0,
     write_policy: Annotated[
         Path | None,
@@ -93,19 +104,24 @@ def find(
     """Find the features that tell texts with a behaviour from texts without it.
 
     Every latent of the SAE is measured at every token. Each half of the texts chooses candidates;
-    AUROC, effect size and significance come from the other half. Features that fire together or point the same
-    way are shown as one group. Texts: .txt, one a line; .jsonl, a string, {"text": …} or
-    {"messages": […]} a line; a conversation may stop inside an answer, and with --at last it counts
-    what the model is about to do there. Exit codes: 0 found, 1 something given is invalid, 2 wrong
-    usage, 3 nothing is significant.
+    AUROC, effect size and significance come from the other half, and with --at last the push: how
+    much of what the texts go on with runs through the feature. Features that fire together or point
+    the same way are one group. Without --negative the texts are held against what the model says
+    when nobody asks: then whatever they have in common is found, their topic and form as well.
+
+    Texts: .txt, one a line; .jsonl, a string, {"text": …} or {"messages": […]} a line; a
+    conversation may stop inside an answer, and with --at last it counts what the model is about to
+    do there. Exit codes: 0 found, 1 something given is invalid, 2 wrong usage, 3 nothing is
+    significant.
 
     \b
     Examples:
       scope find -m model.gguf --sae sae/ --positive yes.txt --negative no.txt
       scope find -m model.gguf --sae sae/:16-20 --positive yes.jsonl --negative no.jsonl --at last
       scope find -m model.gguf --sae sae/ --positive yes.txt --negative no.txt --write-policy p.yaml
+      scope find -m model.gguf --sae sae/ --like "Verily, …" --like "Lo, …" --at mean
     """
-    from converters.texts import read_texts
+    from converters.texts import Text, read_texts
     from scope_runtime.cli.progress import reporting
     from scope_runtime.inspect import Criteria, Pool, RuleKind, snippet, taken
     from scope_runtime.inspect import find as run
@@ -118,7 +134,10 @@ def find(
         raise UsageError("no rate", found=f"{false_alarm_rate:g}", expected="between 0 and 1")
     if write_policy is not None and write_policy.exists():
         raise UsageError("the policy is there already", found=str(write_policy))
-    yes, no = read_texts(positive), read_texts(negative)
+    if (positive is None) == (not like):
+        raise UsageError("say what to look for", expected="--positive FILE, or --like TEXT")
+    yes = read_texts(positive) if positive is not None else tuple(map(Text, like or []))
+    no = None if negative is None else read_texts(negative)
     saes = SaeLayers.open(sae)
     with reporting(quiet=as_json) as report:
         found = run(
@@ -168,7 +187,8 @@ def _print(found: Found, made: Snippet | None, written: Path | None, top: int) -
     console = Console(highlight=False, markup=False)
     ranking = found.ranking
     console.print(
-        f"{found.n_positive} positive and {found.n_negative} negative texts; of {found.n_latents:,} "
+        f"{found.n_positive} positive and {found.n_negative} "
+        f"{'texts of the model itself' if found.own else 'negative texts'}; of {found.n_latents:,} "
         f"latents {ranking.n_features:,} are active in three texts or more",
         style="dim",
     )
@@ -205,6 +225,7 @@ def _table(found: Found, top: int) -> Any:
         ("feature", "left"),
         ("AUROC", "right"),
         ("effect", "right"),
+        ("push", "right"),
         ("p", "right"),
         ("fires +", "right"),
         ("fires -", "right"),
@@ -219,6 +240,7 @@ def _table(found: Found, top: int) -> Any:
                 each.name,
                 f"{rank.auroc:.2f}",
                 f"{rank.effect:.1f}",
+                "" if rank.push is None else f"{rank.push:.0%}",
                 "" if rank.p is None else f"{rank.p:.2g}",
                 f"{rank.fires[0]:.0%}",
                 f"{rank.fires[1]:.0%}",

@@ -3,9 +3,10 @@
 from scope_runtime.inspect.compare import Comparison, Difference, compare
 from scope_runtime.inspect.drawing import write_png
 from scope_runtime.inspect.features import FeatureRef
-from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, encode_kinds, find
+from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, find
 from scope_runtime.inspect.heat import Picture, comparison_picture, trace_picture
 from scope_runtime.inspect.intervention import Intervention
+from scope_runtime.inspect.kinds import encode_kinds
 from scope_runtime.inspect.page import write_page
 from scope_runtime.inspect.prepare import Collateral, Contrast
 from scope_runtime.inspect.propose import Limits, Proposal, propose

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from scope_runtime.errors import ModelError, PackError
 from scope_runtime.inspect.groups import correlation, cosines, group_numbers, grouped
+from scope_runtime.inspect.kinds import encoded, own_tokens
 from scope_runtime.inspect.rank import DEFAULTS, Criteria, RankedFeature, Ranking, rank
-from scope_runtime.inspect.sample import Part, Pool, Sample, sample
+from scope_runtime.inspect.sample import Pool, Sample
 from scope_runtime.inspect.texts import Words, tokenised, words_of
 from scope_runtime.inspect.vocabulary import OutputHead, Push, pushed
 from scope_runtime.pack_types import F32Array, layer_name
@@ -21,15 +22,11 @@ from scope_runtime.sae.layers import SaeLayers
 if TYPE_CHECKING:
     from converters.texts import Text
     from scope_runtime.files import Progress
-    from scope_runtime.llama.capture import TextResiduals
     from scope_runtime.llama.checks import ModelInfo
-    from scope_runtime.llama.context import Context
 
 N_CONTEXTS = 4
 N_AROUND = 8
 N_PUSHES = 8
-N_ENCODED = 128
-"""Tokens that are encoded at a time: of an SAE with a dense gate each has many active latents."""
 
 Report = Callable[[str], "Progress | None"]
 """Told what is being done now; gives back whom to tell how far it has come."""
@@ -99,6 +96,7 @@ class Found:
         at: which tokens of a text counted.
         n_positive: texts that show the behaviour.
         n_negative: texts that do not.
+        own: whether those are texts that the model made up.
         n_latents: of all layers together.
         layers: that were looked at.
         notes: what could not be done, in sentences.
@@ -109,6 +107,7 @@ class Found:
     at: Pool
     n_positive: int
     n_negative: int
+    own: bool
     n_latents: int
     layers: tuple[int, ...]
     notes: tuple[str, ...] = ()
@@ -124,48 +123,11 @@ class Found:
         return feature.rank in self.ranking.significant
 
 
-def encode_kinds(
-    context: Context,
-    saes: SaeLayers,
-    positive: Sequence[Text],
-    negative: Sequence[Text],
-    *,
-    chat: bool = False,
-    progress: Progress | None = None,
-) -> Sample:
-    """Reads texts of two kinds and encodes each of their tokens with every layer.
-
-    Raises:
-        UsageError: a kind without texts, or a text that is too long or has no tokens.
-        HookError: residuals did not arrive for every token.
-    """
-    from scope_runtime.llama.capture import residuals
-
-    tokens = tokenised(context, [*positive, *negative], chat=chat)
-
-    def texts() -> Iterator[Iterator[Part]]:
-        for number, text in enumerate(residuals(context, tokens, saes.layers), 1):
-            yield _parts(text, saes)
-            if progress:
-                progress(number, len(tokens))
-
-    return sample(texts(), [True] * len(positive) + [False] * len(negative))
-
-
-def _parts(text: TextResiduals, saes: SaeLayers) -> Iterator[Part]:
-    for first in range(0, len(text.tokens), N_ENCODED):
-        here = slice(first, first + N_ENCODED)
-        yield (
-            text.tokens[here],
-            {layer.layer: layer.encode(text.layers[layer.layer][here]) for layer in saes},
-        )
-
-
 def find(
     model: str | Path,
     sae: str | Path | SaeLayers,
     positive: Sequence[Text],
-    negative: Sequence[Text],
+    negative: Sequence[Text] | None = None,
     *,
     at: Pool | str = Pool.MAX,
     chat: bool = False,
@@ -183,7 +145,7 @@ def find(
         model: GGUF file.
         sae: ``PATH`` or ``PATH:LAYERS`` of whole SAE layers.
         positive: texts that show the behaviour.
-        negative: texts that do not, and are like them otherwise.
+        negative: texts that do not, and are like them otherwise; None: the model makes some up (`own_texts`).
         at: which tokens count; see `Pool`.
         chat: plain texts are user's messages.
         criteria: how many candidates, and how sure to be.
@@ -212,11 +174,27 @@ def find(
         n_gpu_layers=n_gpu_layers,
         progress=loading and (lambda share: loading(int(1000 * share), 1000)),
     ) as context:
+        yes = tokenised(context, positive, chat=chat)
+        if negative is not None:
+            no = tokenised(context, negative, chat=chat)
+        else:
+            making = report("letting the model make up texts")
+            no = own_tokens(context, positive, chat=chat, seed=criteria.seed, progress=making)
         reading = report("reading texts")
-        read = encode_kinds(context, saes, positive, negative, chat=chat, progress=reading)
+        read = encoded(context, saes, yes, no, ahead=at is Pool.LAST, progress=reading)
         report("ranking features")
-        ranking = rank(read.pooled(at), read.positive, criteria)
-        return _explained(ranking, read, saes, info, words_of(context), at, report)
+        ranking, notes = _ranked(read, at, criteria)
+        found = _explained(ranking, read, saes, info, words_of(context), at, report, notes)
+        return replace(found, own=negative is None)
+
+
+def _ranked(read: Sample, at: Pool, criteria: Criteria) -> tuple[Ranking, list[str]]:
+    pooled = read.pooled(at)
+    try:
+        return rank(pooled, read.positive, criteria, read.ahead), []
+    except PackError as reason:
+        note = f"not ranked by what features do to the next word: {reason}"
+        return rank(pooled, read.positive, criteria), [note]
 
 
 def _explained(
@@ -227,10 +205,11 @@ def _explained(
     words: Words,
     at: Pool,
     report: Report,
+    said: Sequence[str],
 ) -> Found:
     chosen = [(each.layer, each.id) for each in ranking.features]
     activations = read.activations(chosen)
-    notes = list(dict.fromkeys(note for layer in saes for note in layer.notes))
+    notes = [*said, *dict.fromkeys(note for layer in saes for note in layer.notes)]
     directions, without = _directions(saes, chosen)
     notes += without
     pushes: list[tuple[tuple[Push, ...], tuple[Push, ...]]] = [((), ())] * len(chosen)
@@ -265,6 +244,7 @@ def _explained(
         at,
         n_positive,
         read.n_texts - n_positive,
+        False,
         sum(layer.d_sae for layer in saes),
         saes.layers,
         tuple(notes),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from scope_runtime.inspect.find import Found, FoundFeature
+from scope_runtime.inspect.rank import fewest
 from scope_runtime.pack_types import layer_name
 
 
@@ -16,7 +17,7 @@ def found_data(found: Found) -> dict[str, Any]:
         "verdict": verdict(found),
         "significant": len(ranking.significant),
         "at": str(found.at),
-        "texts": {"positive": found.n_positive, "negative": found.n_negative},
+        "texts": {"positive": found.n_positive, "negative": found.n_negative, "own": found.own},
         "held_out": ranking.held_out,
         "halves": list(ranking.halves),
         "layers": [layer_name(layer) for layer in found.layers],
@@ -38,6 +39,7 @@ def _feature(found: Found, feature: FoundFeature) -> dict[str, Any]:
         "label": feature.label,
         "auroc": _rounded(rank.auroc),
         "effect": _rounded(rank.effect),
+        "push": None if rank.push is None else _rounded(rank.push),
         "p": rank.p,
         "significant": found.is_significant(feature),
         "fires": {"positive": _rounded(rank.fires[0]), "negative": _rounded(rank.fires[1])},
@@ -56,9 +58,11 @@ def verdict(found: Found) -> str:
     ranking = found.ranking
     n, rate = len(ranking.significant), f"{ranking.criteria.false_alarm_rate:.3g}"
     if not ranking.held_out:
+        needed = fewest(found.n_negative, ranking.criteria)
+        more = f" ({needed} would do against these {found.n_negative})" if needed else ""
         return (
-            "too few texts to hold a half out: the ranking is on the texts that chose it, and "
-            "nothing is called significant"
+            f"exploratory: too few texts to hold a half out{more}; the ranking is on the texts that "
+            "chose it, and nothing is called significant"
         )
     if not n:
         return f"nothing is significant (false-alarm rate {rate})"

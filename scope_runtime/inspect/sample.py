@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scope_runtime.errors import UsageError
+from scope_runtime.inspect.ahead import Ahead
 from scope_runtime.inspect.kept import Kept, roomy
 from scope_runtime.pack_types import F32Array, I64Array
 from scope_runtime.sae.active import Active
@@ -57,12 +58,14 @@ class Sample:
         starts: text t is ``tokens[starts[t]:starts[t + 1]]``, (n_texts + 1,).
         positive: which texts are of the wanted kind, (n_texts,).
         kept: per layer, over all tokens.
+        ahead: what comes next where each text ends; None: that was not looked at.
     """
 
     tokens: npt.NDArray[np.int32] = field(repr=False)
     starts: I64Array = field(repr=False)
     positive: npt.NDArray[np.bool_]
     kept: Kept = field(repr=False)
+    ahead: Ahead | None = field(default=None, repr=False)
 
     @property
     def n_texts(self) -> int:

@@ -96,6 +96,23 @@ class OutputHead:
         spread = out.std(axis=1, keepdims=True)
         return np.asarray(np.divide(out, spread, out=np.zeros_like(out), where=spread > 0))
 
+    def mixed(self, shares: F32Array) -> F32Array:
+        """Rows of the head mixed in given shares, with the last norm's gain: the way that they lie in the residual.
+
+        Args:
+            shares: (n, n_vocab).
+
+        Raises:
+            ModelError: the head is of a type that only llama.cpp itself reads.
+        """
+        out = np.zeros((len(shares), self._model.n_embd), np.float32)
+        step = max(ROWS_BYTES // (4 * self._model.n_embd), 1)
+        for first in range(0, self.n_vocab, step):
+            n = min(step, self.n_vocab - first)
+            out += shares[:, first : first + n] @ self._rows(self._head, first, n)
+        out *= self._gain
+        return out - out.mean(axis=1, keepdims=True) if self._centred else out
+
     def _rows(self, tensor: _Tensor, first: int, n: int) -> F32Array:
         info = tensor.info
         row_bytes = info.n_bytes // (info.shape[0] if len(info.shape) > 1 else 1)

@@ -46,6 +46,17 @@ class ChatTemplate:
 
     def tokens(self, context: Context, messages: Sequence[Message]) -> list[int]:
         """Prompt tokens for an answer by the assistant."""
+        text = self.text(messages)
+        bos = context.token_text("bos")
+        return context.tokenize(text, special=True, add_bos=not (bos and text.startswith(bos)))
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt's text, up to where the assistant's answer begins.
+
+        Raises:
+            UsageError: the template does not take these messages.
+            ModelError: the model has no template.
+        """
         if not messages:
             raise UsageError("there are no messages")
         if self.formatter is None:
@@ -54,11 +65,9 @@ class ChatTemplate:
                 hint="Use a raw prompt: --raw, or Runtime.generate",
             )
         try:
-            text = self.formatter(messages=list(messages)).prompt
+            return str(self.formatter(messages=list(messages)).prompt)
         except Exception as error:
             raise UsageError(
                 "the model's chat template does not take these messages",
                 found=f"{type(error).__name__}: {error}",
             ) from error
-        bos = context.token_text("bos")
-        return context.tokenize(text, special=True, add_bos=not (bos and text.startswith(bos)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from converters.texts import Text, read_texts
+from scope_runtime import Runtime
 from scope_runtime.cli.main import main
 from scope_runtime.errors import PackError, UsageError
-from scope_runtime.inspect import Criteria, Found, Pool, encode_kinds, find, rank
+from scope_runtime.inspect import Criteria, Found, Intervention, Pool, encode_kinds, find, rank
 from scope_runtime.inspect.sample import Sample
 from scope_runtime.llama.capture import capturing
 from scope_runtime.sae import SaeLayers
@@ -44,24 +46,66 @@ def known(role: str) -> list[str]:
     return [f"{each['layer']}:{each['id']}" for each in roles[role]["features"]]
 
 
+DRIFT = ["3:767", "3:843", "3:185", "3:28"]
+"""The drift features that cause it; what is said of the fifth, see `test_the_fifth_drift_feature_causes_none`."""
+
+
 def test_20_pairs_put_each_known_feature_in_the_top_five(found: dict[str, Found]) -> None:
-    """The fifth drift feature, chosen by what muting it adds to the other four, tells the texts apart badly."""
-    assert known("drift") == ["3:767", "3:843", "3:185", "3:28", "3:459"]
+    """Of five groups that are shown; features that are not split further are among the first five by themselves."""
+    assert known("drift") == [*DRIFT, "3:459"]
     for name in AT:
         assert (found[name].n_positive, found[name].n_negative) == (20, 20)
         assert found[name].ranking.held_out
-    first_groups = {
-        name: [f.name for g in each.groups[:5] for f in g] for name, each in found.items()
-    }
+    shown = {name: [f.name for g in each.groups[:5] for f in g] for name, each in found.items()}
     first = {name: [f.name for f in each.features[:5]] for name, each in found.items()}
+    assert set(DRIFT) <= set(shown["drift"])
     assert {"3:767", "3:843", "3:28"} <= set(first["drift"])
-    assert "3:185" in first_groups["drift"]
     assert set(known("archaic")) <= set(first["archaic"])
     assert set(known("refusal")) <= set(first["refusal"])
     for name in AT:
-        best = next(each for each in found[name].features if each.name in known(name))
-        assert found[name].is_significant(best)
-        assert best.rank.auroc > 0.85
+        for each in found[name].features:
+            if each.name in (DRIFT if name == "drift" else known(name)):
+                assert found[name].is_significant(each)
+                assert each.rank.auroc > 0.75
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_their_own_layer_the_drift_features_come_first(seed: int) -> None:
+    """However the halves are drawn; and no other feature pushes as far towards the Chinese."""
+    saes = SaeLayers.open(f"{SAE}:3")
+    found = find(MODEL, saes, *texts("drift"), at="last", n_threads=1, criteria=Criteria(seed=seed))
+    assert {each.name for each in found.features[:4]} == set(DRIFT)
+    pushes = {each.name: each.rank.push or 0 for each in found.features}
+    others = [push for name, push in pushes.items() if name not in DRIFT]
+    assert min(pushes[name] for name in DRIFT) > 2 * max(others)
+
+
+CJK = re.compile("[\u4e00-\u9fff]")
+
+
+def test_the_fifth_drift_feature_causes_none(tmp_path: Path) -> None:
+    """Muting the four stops the drift on unseen questions; muting the fifth, which `find` does not find, stops none.
+
+    It fires at the ends of archaic sentences, in 1 of the 20 seeds.
+    """
+    questions = [
+        each["question"] for each in json.loads((EXAMPLE / "heldout.json").read_text())["fault"][:6]
+    ]
+    pack = ROOT / "policies" / "packs" / "tiny-qwen3.gguf"
+
+    def drifted(runtime: Runtime, features: list[str]) -> int:
+        muted = Intervention("muted", "generation")
+        for feature in features:
+            muted = muted.suppress(f"{pack}:{feature}")
+        muted.write(tmp_path / "muted.yaml", root="/")
+        runtime.set_policy(tmp_path / "muted.yaml")
+        asked = [[{"role": "user", "content": question}] for question in questions]
+        answers = [runtime.chat(each, max_tokens=60, temperature=0.0).text for each in asked]
+        return sum(CJK.search(answer) is not None for answer in answers)
+
+    with Runtime(MODEL, n_ctx=256, n_threads=1, policy_root="/") as runtime:
+        assert drifted(runtime, ["3:459"]) == len(questions)
+        assert drifted(runtime, DRIFT) == 0
 
 
 def test_where_a_feature_is_strongest_is_where_it_should_be(found: dict[str, Found]) -> None:
@@ -79,10 +123,9 @@ def test_where_a_feature_is_strongest_is_where_it_should_be(found: dict[str, Fou
 @pytest.fixture(scope="module", params=list(AT))
 def read(request: pytest.FixtureRequest) -> Iterator[tuple[Sample, Pool]]:
     with capturing(MODEL, n_ctx=512, n_threads=1) as context:
-        yield (
-            encode_kinds(context, SaeLayers.open(SAE), *texts(request.param)),
-            Pool(AT[request.param]),
-        )
+        at = Pool(AT[request.param])
+        saes, ahead = SaeLayers.open(SAE), at is Pool.LAST
+        yield encode_kinds(context, saes, *texts(request.param), ahead=ahead), at
 
 
 def test_with_shuffled_labels_nothing_is_significant(read: tuple[Sample, Pool]) -> None:
@@ -90,7 +133,11 @@ def test_with_shuffled_labels_nothing_is_significant(read: tuple[Sample, Pool]) 
     pooled = read[0].pooled(read[1])
     rng = np.random.default_rng(20)
     significant = [
-        bool(rank(pooled, rng.permutation(read[0].positive), Criteria(seed=seed)).significant)
+        bool(
+            rank(
+                pooled, rng.permutation(read[0].positive), Criteria(seed=seed), read[0].ahead
+            ).significant
+        )
         for seed in range(100)
     ]
     assert sum(significant) <= 5

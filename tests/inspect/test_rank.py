@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from scope_runtime.errors import UsageError
+from scope_runtime.inspect.ahead import Ahead
 from scope_runtime.inspect.groups import correlation, cosines, grouped
 from scope_runtime.inspect.rank import Criteria, rank
 from scope_runtime.inspect.sample import FEWEST_TEXTS, Pool, Pooled, Sample, sample
+from scope_runtime.inspect.statistics import auroc, effect_size, halves
 from scope_runtime.sae import Active
 
 D_SAE = 12
@@ -131,6 +133,79 @@ def test_with_few_texts_nothing_is_held_out_and_nothing_is_significant() -> None
     assert found.features[0].id == 5
     assert found.features[0].p is None
     assert found.significant == ()
+
+
+def ahead_of(seed: int, n_features: int, width: int = 16) -> tuple[Ahead, np.ndarray]:
+    """Positive texts go on with one word, the others with another; and random directions."""
+    rng = np.random.default_rng(seed)
+    words = np.where(POSITIVE[:, None], rng.normal(size=width), rng.normal(size=width))
+    words = (words + 0.1 * rng.normal(size=(40, width))).astype(np.float32)
+    residuals = (words + rng.normal(size=(40, width))).astype(np.float32)
+    directions = rng.normal(size=(n_features, width)).astype(np.float32)
+    return Ahead(words, residuals, lambda layer, ids: directions[ids] * (layer == 2)), directions
+
+
+def test_a_push_is_what_numpy_makes_of_it_on_the_other_half() -> None:
+    pooled = noise(3)
+    ahead, directions = ahead_of(3, 300)
+    found = rank(pooled, POSITIVE, Criteria(candidates=30, seed=5), ahead)
+    split = halves(POSITIVE, seed=5)
+    raw: dict[int, list[float]] = {}
+    wholes = []
+
+    def apart(values: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        kinds = POSITIVE[texts]
+        return values[texts][kinds].mean(axis=0) - values[texts][~kinds].mean(axis=0)
+
+    for choosing, judging in (split, split[::-1]):
+        towards = apart(ahead.words.astype(np.float64), choosing)
+        wholes.append(apart(ahead.residuals.astype(np.float64), judging) @ towards)
+        slope = directions.astype(np.float64) @ towards
+        chose = slope * apart(pooled.values.astype(np.float64), choosing)
+        chose[auroc(pooled.values[choosing], POSITIVE[choosing]) <= 0.5] = 0
+        area = auroc(pooled.values[choosing], POSITIVE[choosing])
+        effect = effect_size(pooled.values[choosing], POSITIVE[choosing])
+        candidates = {*np.lexsort((-effect, -area))[:30].tolist()}
+        candidates |= {i for i in np.argsort(-chose)[:30].tolist() if chose[i] > 0}
+        for i in candidates:
+            push = slope[i] * apart(pooled.values[:, [i]].astype(np.float64), judging)[0]
+            raw.setdefault(i, []).append(push)
+    assert {each.id for each in found.features} == set(raw)
+    for each in found.features:
+        expected = np.mean(raw[each.id]) / np.mean(wholes)
+        assert each.push == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_of_features_that_tell_as_much_the_one_that_acts_comes_first() -> None:
+    pooled = noise(4)
+    pooled.values[:20, 50] += 3
+    pooled.values[:, 60] = pooled.values[:, 50]
+    ahead, directions = ahead_of(4, 300)
+    towards = ahead.towards(np.arange(40), POSITIVE)
+    directions[60] = towards / np.linalg.norm(towards)
+    directions[50] = 0
+    found = rank(pooled, POSITIVE, ahead=ahead)
+    assert found.features[0].id == 60
+    by_id = {each.id: each for each in found.features}
+    assert by_id[50].auroc == by_id[60].auroc
+    assert by_id[50].push == 0
+    # Against those words it acts no less, and does not come first for it.
+    directions[60] *= -1
+    assert rank(pooled, POSITIVE, ahead=ahead).features[0].id == 50
+
+
+def test_pushes_make_nothing_significant_by_themselves() -> None:
+    """Random activations and directions, but what comes next truly differs: 99 of 100 searches call nothing so."""
+    found = [
+        rank(
+            noise(seed),
+            POSITIVE,
+            Criteria(candidates=5, n_permutations=999),
+            ahead_of(seed, 300)[0],
+        )
+        for seed in range(40)
+    ]
+    assert sum(bool(ranking.significant) for ranking in found) <= 2
 
 
 def test_no_feature_at_all() -> None:
