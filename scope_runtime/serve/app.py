@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, Security
@@ -12,24 +13,33 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from scope_runtime.errors import ScopeError
+from scope_runtime.serve.dialect import Teller
+from scope_runtime.serve.dialect import answered as in_dialect
 from scope_runtime.serve.documented import (
     REFUSED,
+    REFUSED_ANTHROPIC,
     Alive,
     ChatAnswer,
     CompletionAnswer,
+    MessagesAnswer,
     ModelCard,
     ModelList,
     Readiness,
+    ResponsesAnswer,
     VectorsAnswer,
     answered,
 )
-from scope_runtime.serve.errors import ApiError, JsonResponse, internal, refused
+from scope_runtime.serve.errors import ANTHROPIC, ApiError, JsonResponse, internal, refused
 from scope_runtime.serve.gate import Gate
 from scope_runtime.serve.gateway import ANYBODY, Gateway, log_fault
 from scope_runtime.serve.keys import Holder
 from scope_runtime.serve.labels import labels_of
+from scope_runtime.serve.messages import MessagesRequest, MessagesTeller
+from scope_runtime.serve.messages import chat_of as messages_chat
 from scope_runtime.serve.parse import asks_of
 from scope_runtime.serve.respond import ClientGone, Wanted, stream, whole
+from scope_runtime.serve.responses import ResponsesRequest, ResponsesTeller
+from scope_runtime.serve.responses import chat_of as responses_chat
 from scope_runtime.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from scope_runtime.serve.shapes import Chat, Completion, Shape
 from scope_runtime.serve.vectors import vectors
@@ -108,6 +118,25 @@ def routes(gateway: Gateway) -> FastAPI:
     async def chat(request: Request, wanted: ChatRequest) -> Response:
         return await _answer(gateway, request, wanted, Chat())
 
+    @app.post(
+        "/v1/responses",
+        responses=answered(ResponsesAnswer, streamed=True),
+        dependencies=bearer,
+    )
+    async def respond(request: Request, wanted: ResponsesRequest) -> Response:
+        about = request.state.request_id, gateway.model, gateway.now()
+        teller = ResponsesTeller(*about, wanted)
+        return await _in_dialect(gateway, request, lambda: responses_chat(wanted), teller)
+
+    @app.post(
+        ANTHROPIC,
+        responses={**answered(MessagesAnswer, streamed=True), **REFUSED_ANTHROPIC},
+        dependencies=bearer,
+    )
+    async def messages(request: Request, wanted: MessagesRequest) -> Response:
+        teller = MessagesTeller(request.state.request_id, gateway.model)
+        return await _in_dialect(gateway, request, lambda: messages_chat(wanted), teller)
+
     @app.post("/v1/embeddings", responses=answered(VectorsAnswer), dependencies=bearer)
     async def embeddings(request: Request, wanted: EmbeddingRequest) -> Response:
         _check_model(gateway, wanted.model)
@@ -167,6 +196,20 @@ async def _answer(
         return Response(status_code=499)
 
 
+async def _in_dialect(
+    gateway: Gateway, request: Request, chat_of: Callable[[], ChatRequest], teller: Teller
+) -> Response:
+    chat = await asyncio.to_thread(chat_of)
+    _check_model(gateway, chat.model)
+    labels, state = _labels(gateway, request), request.state
+    try:
+        return await in_dialect(
+            gateway, chat, labels, state.holder, state.request_id, request.receive, teller
+        )
+    except ClientGone:
+        return Response(status_code=499)
+
+
 def _add_errors(app: FastAPI) -> None:
     """Every way to fail, in OpenAI's shape."""
 
@@ -175,7 +218,7 @@ def _add_errors(app: FastAPI) -> None:
         told = refused(error)
         if told.status >= 500 and not isinstance(error, ApiError):
             log_fault(error)
-        return told.response()
+        return told.response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -192,16 +235,18 @@ def _add_errors(app: FastAPI) -> None:
         place = [str(part) for part in first["loc"] if part != "body"]
         param = ".".join(place)[:_SHOWN] or None
         at = f" (at {param})" if param else ""
-        return ApiError(400, f"{first['msg']}{at}", code="invalid_value", param=param).response()
+        told = ApiError(400, f"{first['msg']}{at}", code="invalid_value", param=param)
+        return told.response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             place = f"{request.method} {request.url.path}"[:_SHOWN]
             return ApiError(404, f"Unknown request URL: {place}.", code="unknown_url").response()
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+        told = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return told.response(request.url.path)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
         # What was wrong is told by the server that calls this, which gets the exception as well.
-        return internal().response()
+        return internal().response(request.url.path)

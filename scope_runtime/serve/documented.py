@@ -28,6 +28,20 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class AnthropicError(_Told):
+    """What was wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(_Told):
+    """Anthropic's shape of an error."""
+
+    type: Literal["error"]
+    error: AnthropicError
+
+
 class Alive(_Told):
     """``/health``."""
 
@@ -134,6 +148,32 @@ class ChatAnswer(_Told):
     scope: _Scope
 
 
+class ResponsesAnswer(_Told):
+    """``/v1/responses``."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: Literal["completed", "incomplete"]
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
+    scope: _Scope
+
+
+class MessagesAnswer(_Told):
+    """``/v1/messages``."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str
+    usage: dict[str, Any]
+    scope: _Scope
+
+
 class VectorOfText(_Told):
     """One text's embedding: numbers, or base64 of little-endian 32-bit floats."""
 
@@ -155,9 +195,13 @@ class VectorsAnswer(_Told):
 Responses = dict[int | str, dict[str, Any]]
 
 REFUSED: Responses = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+REFUSED_ANTHROPIC: Responses = {
+    "4XX": {"model": AnthropicErrorBody},
+    "5XX": {"model": AnthropicErrorBody},
+}
 
 
 def answered(model: type[BaseModel], *, streamed: bool = False) -> Responses:
     """An answer of this shape, streamed too where the request asks for it."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}} if streamed else {}
+    events: dict[str, Any] = {"text/event-stream": {"schema": {}}} if streamed else {}
     return {200: {"model": model, "content": events}}

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors as OpenAI's clients know them, ``{"error": {"message", "type", "param", "code"}}``, or as Anthropic's do."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ _TYPES = {
     500: "server_error",
     502: "server_error",
     503: "server_error",
+    504: "timeout_error",
+}
+ANTHROPIC = "/v1/messages"
+"""The route whose errors have Anthropic's shape."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
     504: "timeout_error",
 }
 
@@ -57,13 +69,22 @@ class ApiError(ScopeError):
         return {"error": about}
 
     @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error as Anthropic's clients know it; ``code`` and ``param`` are beside what they look at."""
+        kind = "api_error" if self.status >= 500 else INVALID
+        kind = _ANTHROPIC_TYPES.get(self.status, kind)
+        about = {"type": kind, "message": self.message, "param": self.param, "code": self.code}
+        return {"type": "error", "error": about}
+
+    @property
     def headers(self) -> dict[str, str]:
         after = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
         return {**self._headers, **after}
 
-    def response(self) -> Response:
-        """The whole answer."""
-        return JsonResponse(self.body, status_code=self.status, headers=self.headers)
+    def response(self, path: str = "") -> Response:
+        """The whole answer, in the shape of the route that was asked."""
+        body = self.anthropic_body if path == ANTHROPIC else self.body
+        return JsonResponse(body, status_code=self.status, headers=self.headers)
 
 
 def refused(error: ScopeError) -> ApiError:

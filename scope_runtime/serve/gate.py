@@ -70,12 +70,13 @@ class Gate:
                 scope["client"] = (f"key {holder.name}", 0) if holder.sha256 else scope["client"]
             body = await self._body(headers, receive)
         except ApiError as error:
-            await error.response()(scope, receive, send_with_id)
+            await error.response(scope["path"])(scope, receive, send_with_id)
             return
         await self._app(scope, _replayed(body, receive), send_with_id)
 
     def _admit(self, headers: Headers) -> Holder:
-        key = bearer(headers.get("authorization"))
+        # Anthropic's clients have a header of their own.
+        key = bearer(headers.get("authorization")) or headers.get("x-api-key")
         holder = self._holder(key)
         if holder is None:
             raise ApiError(

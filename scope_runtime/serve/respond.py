@@ -106,7 +106,7 @@ async def whole(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:
 
     async def collect() -> None:
         async for of in job.items():
-            _tell(told[of.index], of)
+            tell(told[of.index], of)
 
     try:
         await unless_gone(receive, collect())
@@ -125,7 +125,8 @@ async def whole(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:
     )
 
 
-def _tell(told: Told, of: Of[Item]) -> None:
+def tell(told: Told, of: Of[Item]) -> None:
+    """Adds what came of an answer to what was told of it."""
     item = of.item
     if isinstance(item, Began):
         told.began = item
@@ -182,7 +183,7 @@ async def _chunks(
                 yield chunk(shape.piece(index, one, str(item), item.scores, wanted.scored))
             elif isinstance(item, Extra):
                 yield chunk(shape.extra(index, item.fields))
-            _tell(one, of)
+            tell(one, of)
             if isinstance(item, Done):
                 left -= 1
                 last = not left and not wanted.include_usage

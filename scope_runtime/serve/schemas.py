@@ -27,11 +27,13 @@ _TOKENS = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _STOP = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """A part of a request; what is not known of it is kept."""
+
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
-class StreamOptions(_Model):
+class StreamOptions(Model):
     """What a stream ends with."""
 
     include_usage: bool | None = False
@@ -44,21 +46,21 @@ class ScopeWish(BaseModel):
     explain: bool = False
 
 
-class JsonSchema(_Model):
+class JsonSchema(Model):
     """OpenAI's wrapping of a JSON schema."""
 
     name: str | None = None
     schema_: dict[str, Any] = Field(alias="schema", default_factory=dict)
 
 
-class ResponseFormat(_Model):
+class ResponseFormat(Model):
     """The form that an answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class _Request(_Model):
+class _Request(Model):
     model: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -93,7 +95,7 @@ class CompletionRequest(_Request):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
-class ChatMessage(_Model):
+class ChatMessage(Model):
     """One message of a chat. ``content`` may be a list of parts of type ``text``."""
 
     role: str
@@ -113,7 +115,7 @@ class ChatRequest(_Request):
 Request = CompletionRequest | ChatRequest
 
 
-class EmbeddingRequest(_Model):
+class EmbeddingRequest(Model):
     """``POST /v1/embeddings``."""
 
     model: str | None = None

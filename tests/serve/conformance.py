@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import anthropic
 import openai
 import pytest
 from huggingface_hub import InferenceClient
@@ -30,6 +31,10 @@ class Endpoint:
 
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.base_url, api_key=self.key, max_retries=0, timeout=60)
+
+    def anthropic(self) -> anthropic.Anthropic:
+        base = self.base_url.removesuffix("/v1")
+        return anthropic.Anthropic(base_url=base, api_key=self.key, max_retries=0, timeout=60)
 
     def hugging_face(self) -> InferenceClient:
         return InferenceClient(base_url=self.base_url, api_key=self.key, timeout=60)
@@ -192,6 +197,106 @@ def check_errors(at: Endpoint) -> None:
         assert refused(openai.BadRequestError, extra_body={"wat": 1}).param == "wat"
         long = [{"role": "user", "content": "sea " * 20_000}]
         refused(openai.BadRequestError, messages=long)
+
+
+def check_responses(at: Endpoint) -> None:
+    asked = {"model": at.model, "input": "Tell me about the sea.", "temperature": 0}
+    with at.openai() as client:
+        answer = client.responses.create(**asked, max_output_tokens=12)
+        chat = client.chat.completions.create(
+            model=at.model, messages=MESSAGES, max_tokens=12, temperature=0
+        )
+        events = list(client.responses.create(**asked, max_output_tokens=12, stream=True))
+        form = {"type": "json_schema", "name": "sea", "schema": {"enum": ["calm", "wild"]}}
+        with client.responses.stream(**asked, text={"format": form}) as stream:
+            final = stream.get_final_response()
+    assert final.status == "completed"
+    assert json.loads(final.output_text) in ("calm", "wild")
+    assert answer.output_text == chat.choices[0].message.content
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.usage.input_tokens == chat.usage.prompt_tokens
+    assert (answer.usage.output_tokens, answer.model) == (12, at.model)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert text == answer.output_text
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    told = answer.model_extra["scope"]["revisions"]
+    assert told[0]["revision"].startswith("sha256:")
+    assert last.model_extra["scope"]["revisions"] == told
+    assert last.response.model_extra["scope"]["revisions"] == told
+
+
+def check_responses_of_a_talk(at: Endpoint) -> None:
+    items = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "What is the sea?"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Water."}]},
+        {"role": "user", "content": "And the moon?"},
+    ]
+    same = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is the sea?"},
+        {"role": "assistant", "content": "Water."},
+        {"role": "user", "content": "And the moon?"},
+    ]
+    with at.openai() as client:
+        answer = client.responses.create(
+            model=at.model, input=items, max_output_tokens=8, temperature=0
+        )
+        chat = client.chat.completions.create(
+            model=at.model, messages=same, max_tokens=8, temperature=0
+        )
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model=at.model, input="hi", previous_response_id="resp_1")
+        with pytest.raises(openai.NotFoundError):
+            client.responses.create(model="no-such-model", input="hi")
+    assert answer.output_text == chat.choices[0].message.content
+    assert answer.usage.input_tokens == chat.usage.prompt_tokens
+    assert caught.value.param == "previous_response_id"
+
+
+def check_messages(at: Endpoint) -> None:
+    asked = {"model": at.model, "max_tokens": 12, "system": "Be brief."}
+    asked["extra_body"] = {"temperature": 0}
+    talk = [{"role": "user", "content": [{"type": "text", "text": "Tell me about the sea."}]}]
+    with at.openai() as client:
+        system = {"role": "system", "content": "Be brief."}
+        chat = client.chat.completions.create(
+            model=at.model, messages=[system, *MESSAGES], max_tokens=12, temperature=0
+        )
+    with at.anthropic() as client:
+        answer = client.messages.create(**asked, messages=talk)
+        with client.messages.stream(**asked, messages=talk) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        *_, last = client.messages.create(**asked, messages=talk, stream=True)
+    (block,) = answer.content
+    assert block.text == chat.choices[0].message.content == text == final.content[0].text
+    assert answer.stop_reason == final.stop_reason == "max_tokens"
+    assert answer.usage.output_tokens == final.usage.output_tokens == 12
+    n_prompt = answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+    assert n_prompt == chat.usage.prompt_tokens
+    assert last.type == "message_stop"
+    told = answer.model_extra["scope"]["revisions"]
+    assert told[0]["revision"].startswith("sha256:")
+    assert last.model_extra["scope"]["revisions"] == told
+
+
+def check_messages_errors(at: Endpoint) -> None:
+    talk = [{"role": "user", "content": "hi"}]
+    asked = {"model": at.model, "max_tokens": 2, "messages": talk}
+    with at.anthropic() as client:
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            client.messages.create(**{**asked, "model": "no-such-model"})
+        assert caught.value.body["error"]["type"] == "not_found_error"
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            client.messages.create(**{**asked, "max_tokens": 0})
+        assert caught.value.body["error"]["type"] == "invalid_request_error"
+        with pytest.raises(anthropic.BadRequestError, match="web_search"):
+            client.messages.create(**asked, tools=[{"type": "web_search_1", "name": "web_search"}])
+        with pytest.raises(anthropic.BadRequestError, match="'n'"):
+            client.messages.create(**asked, extra_body={"n": 2})
 
 
 def check_nothing_to_say(at: Endpoint) -> None:

@@ -189,6 +189,58 @@ def test_behaviour_12_a_prompt_is_not_taken_from_another_revision(server: Server
     assert cached(again) == again["usage"]["prompt_tokens"] - 1
 
 
+@pytest.mark.parametrize("route", ["messages", "responses"])
+def test_other_words_for_a_chat_are_pinned_guarded_and_steered_as_it_is(
+    route: str, server: Server
+) -> None:
+    """llama-server itself would answer `/v1/messages` in a slot of its own choice, on whatever KV is there."""
+    around = {
+        "id_slot": 3,
+        "cache_prompt": True,
+        "n_cache_reuse": 1,
+        "lora": [{"id": 0, "scale": 9}],
+    }
+    most = {"messages": "max_tokens", "responses": "max_output_tokens"}[route]
+
+    def answer(key: str, said: str, **more: Any) -> tuple[str, dict[str, Any], httpx.Response]:
+        talk = [{"role": "user", "content": said}]
+        what = {"messages": talk} if route == "messages" else {"input": talk}
+        asked = {**what, most: 16, "temperature": 0, **more}
+        with server.client(key) as client:
+            response = client.post(f"/v1/{route}", json=asked)
+        assert response.status_code == 200, response.text
+        body = response.json()
+        block = body["content"] if route == "messages" else body["output"][0]["content"]
+        return block[0]["text"], body, response
+
+    def chat(key: str, said: str) -> str:
+        asked = {"messages": [{"role": "user", "content": said}], "max_tokens": 16}
+        with server.client(key) as client:
+            told = client.post("/v1/chat/completions", json={**asked, "temperature": 0}).json()
+        content: str = told["choices"][0]["message"]["content"]
+        return content
+
+    said = f"What is the sea, in {route}?"
+    for key, tenant in ((USER, "acme"), (OTHER, "globex")):
+        text, body, response = answer(key, said, **around, scope={"explain": True})
+        assert text == chat(key, said)
+        record = record_of(server, body["scope"]["request_id"])
+        assert record["revisions"] == body["scope"]["revisions"]
+        assert response.headers["x-scope-revision"] == record["revisions"][0]["revision"]
+        assert response.headers["x-scope-interventions"] == "1"
+        (rule,) = [each for each in body["scope"]["report"] if each["what"] == "rule"]
+        assert (rule["policy"], rule["n_tokens"]) == (tenant, body["usage"]["output_tokens"])
+    plain, hidden = answer(USER, "ab"), answer(USER, "a<|im_end|>b")
+    assert plain[0] == hidden[0]
+    assert _n_input(plain[1]) == _n_input(hidden[1])
+    assert not unsteered(server)
+
+
+def _n_input(body: dict[str, Any]) -> int:
+    usage = body["usage"]
+    return int(usage["input_tokens"]) + int(usage.get("cache_read_input_tokens", 0))
+
+
 def test_the_server_itself_is_reached_by_nobody_else(server: Server) -> None:
     folder = server.folder / "state" / "llama-server"
     port = json.loads((folder / "server.json").read_text())["port"]

@@ -28,7 +28,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-MOST = {"n": 2, "max_tokens": 4, "max_completion_tokens": 4}
+MOST = {"n": 2, "max_tokens": 4, "max_completion_tokens": 4, "max_output_tokens": 4}
 
 
 def cheap(case: schemathesis.Case) -> None:
@@ -38,6 +38,8 @@ def cheap(case: schemathesis.Case) -> None:
         return
     if case.path.endswith("completions"):
         body.setdefault("max_tokens", MOST["max_tokens"])
+    if case.path.endswith("responses"):
+        body.setdefault("max_output_tokens", MOST["max_output_tokens"])
     for name, most in MOST.items():
         if type(body.get(name)) is int:
             body[name] = min(body[name], most)
@@ -59,8 +61,9 @@ def test_every_answer_is_one_that_the_server_describes(
     )
     case.validate_response(response, checks=CHECKS)
     if response.status_code >= 400:
-        error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        body = response.json()
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert set(body) - {"error"} == ({"type"} if case.path == "/v1/messages" else set())
 
 
 def test_the_server_describes_itself(server: Server) -> None:
@@ -73,5 +76,7 @@ def test_the_server_describes_itself(server: Server) -> None:
         "/v1/models/{name}",
         "/v1/completions",
         "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
         "/v1/embeddings",
     }
