@@ -59,8 +59,8 @@ class SlotPrograms:
         """
         with self._lock:
             under_way = dict(self._requests)
-        wanted = {slot: _of(source, request) for slot, request in under_way.items()}
-        coming = [source.program, *wanted.values()]
+        wanted = {n: (request, _of(source, request)) for n, request in under_way.items()}
+        coming = [source.program, *(program for _, program in wanted.values())]
         with self._lock:
             self._coming = {_key(program) for program in coming}
         try:
@@ -72,15 +72,19 @@ class SlotPrograms:
             with self._lock:
                 self._coming = set()
 
-    def _swap(self, source: ProgramSource, wanted: Mapping[int, Program], now: bool) -> float:
+    def _swap(
+        self, source: ProgramSource, wanted: Mapping[int, tuple[RequestContext, Program]], now: bool
+    ) -> float:
         # An assignment is for all slots: none may begin meanwhile.
         with self._commands.alone():
             began = time.perf_counter()
             with self._lock:
                 requests = dict(self._requests) if now else {}
-            programs = {
-                slot: wanted.get(slot) or _of(source, request) for slot, request in requests.items()
-            }
+            programs = {}
+            for slot, request in requests.items():
+                # The slot may be another request's by now.
+                asked, program = wanted.get(slot, (None, source.program))
+                programs[slot] = program if asked is request else _of(source, request)
             with self._lock:
                 self._coming |= {_key(program) for program in programs.values()}
             held = {slot: self._hold(program) for slot, program in programs.items()}

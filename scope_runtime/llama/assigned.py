@@ -40,15 +40,18 @@ class Assigned(Programs):
         self._hold(source.program)
         with self._context.lock:
             under_way = dict(self._requests)
-        wanted = {n: program_for(source, request) for n, request in under_way.items()}
-        for program in wanted.values():
+        wanted = {n: (request, program_for(source, request)) for n, request in under_way.items()}
+        for _, program in wanted.values():
             self._hold(program)
         with self._context.lock:
             began = time.perf_counter()
             before = dict(self._serials)
             if now:
                 for sequence, request in self._requests.items():
-                    program = wanted.get(sequence) or program_for(source, request)
+                    # The sequence may be another request's by now.
+                    asked, program = wanted.get(sequence, (None, self.active))
+                    if asked is not request:
+                        program = program_for(source, request)
                     self._serials[sequence] = self._hold(program)
             try:
                 self._since_use = self._context.live_hook.assign(self._serials)

@@ -107,6 +107,25 @@ def test_what_a_swap_has_loaded_is_there_when_it_comes() -> None:
     assert sorted(hook.held.values()) == [b"", b"0", b"1"]
 
 
+def test_a_swap_gives_a_slot_the_program_of_the_request_that_it_has_by_then() -> None:
+    programs = SlotPrograms(Hook(), 1, Source("one"))  # type: ignore[arg-type]
+    programs.begin(0, 1, of("mine"))
+
+    class Two(Source):
+        changed = False
+
+        def for_request(self, labels: dict[str, str], request_id: str) -> Any:
+            if not self.changed:
+                self.changed = True
+                programs.end(0)
+                programs.begin(0, 2, of("theirs"))
+            return super().for_request(labels, request_id)
+
+    programs.use(Two("two"), now=True)  # type: ignore[arg-type]
+    now = programs.program_of(0)
+    assert (now.digest, now.revision) == ("theirs", "two")
+
+
 def test_a_program_of_the_stand_in_source_is_real() -> None:
     """What these tests make up is what a source gives."""
     real = ProgramSource(None, ModelShape("qwen3", 4, 256))

@@ -15,7 +15,11 @@ import pytest
 
 from scope_runtime import Runtime
 from scope_runtime.errors import HookError, UsageError
+from scope_runtime.events import RequestContext
+from scope_runtime.llama import assigned
 from scope_runtime.llama.engine import Began, Generation
+from scope_runtime.program import Program
+from scope_runtime.select import ProgramSource
 from tests.conftest import Tiny
 
 PROMPT = [5, 17, 33, 80, 41, 60, 77]
@@ -228,6 +232,30 @@ def test_logits_are_those_of_one_at_a_time(tiny: Tiny) -> None:
         before = ask(runtime, "a")
         np.testing.assert_array_equal(runtime.logits(PROMPT, n_prompt=4), wanted)
         same(ask(runtime, "a"), before)
+
+
+def test_a_reload_gives_a_sequence_the_program_of_the_request_that_it_has_by_then(
+    tiny: Tiny, tenants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may end, and another tenant's begin in its place, between the two halves of a reload."""
+    with opened(tiny, tenants) as runtime:
+        installed: Any = runtime._engine._installed
+        mine, theirs = (RequestContext({"tenant": name}, name) for name in "ab")
+        installed.begin(0, mine)
+        compiled = assigned.program_for
+
+        def end_and_begin(source: ProgramSource, request: RequestContext) -> Program:
+            monkeypatch.setattr(assigned, "program_for", compiled)
+            installed.end(0, ())
+            installed.begin(0, theirs)
+            return compiled(source, request)
+
+        monkeypatch.setattr(assigned, "program_for", end_and_begin)
+        new = runtime.compile(tenants)
+        installed.use(new, now=True)
+        ours = {name: new.for_request({"tenant": name}, name).digest for name in "ab"}
+        assert installed.program_of(0).digest == ours["b"] != ours["a"]
+        installed.end(0, ())
 
 
 def test_reloads_leave_nothing_behind(tiny: Tiny) -> None:
