@@ -63,6 +63,21 @@ def find(
     chat: Annotated[
         bool, typer.Option("--chat", help="Plain texts are users' messages; the answer is next.")
     ] = False,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate",
+            metavar="N",
+            min=0,
+            help="The texts are prompts; N tokens of answer count.",
+        ),
+    ] = 0,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until", metavar="REGEX", help="Cut answers where this begins, others alike."
+        ),
+    ] = None,
     top: Annotated[
         int, typer.Option("--top", "-n", metavar="N", min=1, help="Groups of features to show.")
     ] = 5,
@@ -119,11 +134,12 @@ def find(
       scope find -m model.gguf --sae sae/ --positive yes.txt --negative no.txt
       scope find -m model.gguf --sae sae/:16-20 --positive yes.jsonl --negative no.jsonl --at last
       scope find -m model.gguf --sae sae/ --positive yes.txt --negative no.txt --write-policy p.yaml
+      scope find -m m.gguf --sae sae/ --positive ask.txt --negative no.txt --generate 96 --until "我"
       scope find -m model.gguf --sae sae/ --like "Verily, …" --like "Lo, …" --at mean
     """
     from converters.texts import Text, read_texts
     from scope_runtime.cli.progress import reporting
-    from scope_runtime.inspect import Criteria, Pool, RuleKind, snippet, taken
+    from scope_runtime.inspect import Answers, Criteria, Pool, RuleKind, snippet, taken
     from scope_runtime.inspect import find as run
     from scope_runtime.inspect.snippet import write_policy as write
     from scope_runtime.llama.checks import check_model
@@ -136,6 +152,10 @@ def find(
         raise UsageError("the policy is there already", found=str(write_policy))
     if (positive is None) == (not like):
         raise UsageError("say what to look for", expected="--positive FILE, or --like TEXT")
+    if until is not None and not generate:
+        raise UsageError("--until is for answers", hint="Give --generate N")
+    if generate and negative is None:
+        raise UsageError("--generate needs --negative", hint="Give prompts that do not show it")
     yes = read_texts(positive) if positive is not None else tuple(map(Text, like or []))
     no = None if negative is None else read_texts(negative)
     saes = SaeLayers.open(sae)
@@ -147,6 +167,7 @@ def find(
             no,
             at=where,
             chat=chat,
+            answers=Answers(generate, until) if generate else None,
             criteria=Criteria(candidates, false_alarm_rate, seed=seed),
             n_ctx=ctx,
             n_threads=threads,

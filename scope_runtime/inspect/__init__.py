@@ -6,7 +6,7 @@ from scope_runtime.inspect.features import FeatureRef
 from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, find
 from scope_runtime.inspect.heat import Picture, comparison_picture, trace_picture
 from scope_runtime.inspect.intervention import Intervention
-from scope_runtime.inspect.kinds import encode_kinds
+from scope_runtime.inspect.kinds import Answers, encode_kinds
 from scope_runtime.inspect.page import write_page
 from scope_runtime.inspect.prepare import Collateral, Contrast
 from scope_runtime.inspect.propose import Limits, Proposal, propose
@@ -20,6 +20,7 @@ from scope_runtime.inspect.trace import Lit, Trace, trace
 from scope_runtime.inspect.vocabulary import OutputHead, Push
 
 __all__ = [
+    "Answers",
     "Collateral",
     "Comparison",
     "Contrast",

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_runtime.errors import UsageError
+from scope_runtime.inspect.answers import continued
 from scope_runtime.llama.chat import ChatTemplate
+from scope_runtime.pack_types import F32Array
 
 if TYPE_CHECKING:
     from scope_runtime.files import Progress
@@ -50,18 +52,22 @@ def own_texts(
         ModelError: conversations are wanted and the model has no template.
     """
     rng = np.random.default_rng(seed)
+
+    def draw(logits: F32Array) -> int:
+        shares = np.exp(logits.astype(np.float64) - float(logits.max()))
+        return int(rng.choice(len(shares), p=shares / shares.sum()))
+
     template = ChatTemplate.of(context) if chat else None
     for number in range(n):
         prompt, answer = like[number % len(like)]
         if template is None:
             start, room, end = _beginning(context), len(prompt), prompt[-1]
         else:
-            question = _question(context, template, rng)
+            question = _question(context, template, draw)
             start = template.tokens(context, [{"role": "user", "content": question}])
             # Twice its length: so long it may take until the token comes up.
             room, end = 2 * len(answer), answer[-1] if answer else -1
-        room = min(room, context.n_ctx - len(start))
-        text = _drawn(context, start, room, rng, context.ends) if room > 0 else start
+        text = continued(context, start, room, draw)
         yield _ended(text, len(start), end)
         if progress:
             progress(number + 1, n)
@@ -72,41 +78,17 @@ def _beginning(context: Context) -> list[int]:
     return context.tokenize("", special=False) or context.tokenize("\n", special=False)
 
 
-def _question(context: Context, template: ChatTemplate, rng: np.random.Generator) -> str:
+def _question(context: Context, template: ChatTemplate, draw: Callable[[F32Array], int]) -> str:
     rendered = template.text([{"role": "user", "content": _PLACE}])
     start = context.tokenize(rendered[: rendered.index(_PLACE)], special=True, add_bos=False)
     for _ in range(_TRIES):
-        said = _drawn(context, start, LONGEST_QUESTION, rng, context.ends)[len(start) :]
+        said = continued(context, start, LONGEST_QUESTION, draw)[len(start) :]
         question = b"".join(map(context.piece, said)).decode(errors="ignore").strip()
         if question:
             return question
     raise UsageError(
         "the model makes up no question to hold the texts against", hint="Give --negative"
     )
-
-
-def _drawn(
-    context: Context,
-    start: Sequence[int],
-    n: int,
-    rng: np.random.Generator,
-    ends: Callable[[int], bool],
-) -> list[int]:
-    """A start and at most n tokens after it, up to the one that would end the text."""
-    tokens = list(start)
-    context.forget()
-    logits = context.decode(tokens, 0)
-    while True:
-        shares = np.exp(logits.astype(np.float64) - float(logits.max()))
-        token = int(rng.choice(len(shares), p=shares / shares.sum()))
-        if ends(token):
-            break
-        tokens.append(token)
-        if len(tokens) == len(start) + n:
-            break
-        logits = context.decode([token], len(tokens) - 1)
-    context.forget()
-    return tokens
 
 
 def _ended(tokens: list[int], n_given: int, end: int) -> list[int]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope_runtime.errors import ModelError, PackError
+from scope_runtime.errors import ModelError, PackError, UsageError
 from scope_runtime.inspect.groups import correlation, cosines, group_numbers, grouped
-from scope_runtime.inspect.kinds import encoded, own_tokens
+from scope_runtime.inspect.kinds import Answers, Kinds, answered_kinds, encoded, own_tokens
 from scope_runtime.inspect.rank import DEFAULTS, Criteria, RankedFeature, Ranking, rank
 from scope_runtime.inspect.sample import Pool, Sample
 from scope_runtime.inspect.texts import Words, tokenised, words_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from converters.texts import Text
     from scope_runtime.files import Progress
     from scope_runtime.llama.checks import ModelInfo
+    from scope_runtime.llama.context import Context
 
 N_CONTEXTS = 4
 N_AROUND = 8
@@ -131,6 +132,7 @@ def find(
     *,
     at: Pool | str = Pool.MAX,
     chat: bool = False,
+    answers: Answers | None = None,
     criteria: Criteria = DEFAULTS,
     n_ctx: int = 1024,
     n_threads: int | None = None,
@@ -148,6 +150,7 @@ def find(
         negative: texts that do not, and are like them otherwise; None: the model makes some up (`own_texts`).
         at: which tokens count; see `Pool`.
         chat: plain texts are user's messages.
+        answers: the texts are prompts, and what the model answers counts; not without negative ones.
         criteria: how many candidates, and how sure to be.
         n_ctx: most tokens of a text.
         n_threads: of llama.cpp.
@@ -174,18 +177,42 @@ def find(
         n_gpu_layers=n_gpu_layers,
         progress=loading and (lambda share: loading(int(1000 * share), 1000)),
     ) as context:
-        yes = tokenised(context, positive, chat=chat)
-        if negative is not None:
-            no = tokenised(context, negative, chat=chat)
-        else:
-            making = report("letting the model make up texts")
-            no = own_tokens(context, positive, chat=chat, seed=criteria.seed, progress=making)
-        reading = report("reading texts")
-        read = encoded(context, saes, yes, no, ahead=at is Pool.LAST, progress=reading)
+        kinds = _kinds(context, positive, negative, chat, answers, criteria.seed, report)
+        read = encoded(
+            context,
+            saes,
+            kinds.positive,
+            kinds.negative,
+            begins=kinds.begins,
+            ahead=at is Pool.LAST,
+            progress=report("reading texts"),
+        )
         report("ranking features")
         ranking, notes = _ranked(read, at, criteria)
+        notes += kinds.notes
         found = _explained(ranking, read, saes, info, words_of(context), at, report, notes)
         return replace(found, own=negative is None)
+
+
+def _kinds(
+    context: Context,
+    positive: Sequence[Text],
+    negative: Sequence[Text] | None,
+    chat: bool,
+    answers: Answers | None,
+    seed: int,
+    report: Report,
+) -> Kinds:
+    if answers is not None:
+        if negative is None:
+            raise UsageError("answers are held against answers", hint="Give negative prompts")
+        progress = report("letting the model answer")
+        return answered_kinds(context, positive, negative, answers, progress)
+    yes = tokenised(context, positive, chat=chat)
+    if negative is not None:
+        return Kinds(yes, tokenised(context, negative, chat=chat))
+    progress = report("letting the model make up texts")
+    return Kinds(yes, own_tokens(context, positive, chat=chat, seed=seed, progress=progress))
 
 
 def _ranked(read: Sample, at: Pool, criteria: Criteria) -> tuple[Ranking, list[str]]:

@@ -24,7 +24,7 @@ class Pool(StrEnum):
 
     ``max``: anywhere in the text. ``mean``: over all its tokens. ``last``: at its last token, where the
     model is about to write what comes next. The first token of a text is left out of ``max`` and
-    ``mean``: models park there what belongs to no token.
+    ``mean``: models park there what belongs to no token. Where the model answered, the answer alone counts.
     """
 
     MAX = "max"
@@ -56,6 +56,7 @@ class Sample:
     Attributes:
         tokens: of all texts, one after the other.
         starts: text t is ``tokens[starts[t]:starts[t + 1]]``, (n_texts + 1,).
+        begins: the first token of each text that counts, as a number over all, (n_texts,).
         positive: which texts are of the wanted kind, (n_texts,).
         kept: per layer, over all tokens.
         ahead: what comes next where each text ends; None: that was not looked at.
@@ -63,6 +64,7 @@ class Sample:
 
     tokens: npt.NDArray[np.int32] = field(repr=False)
     starts: I64Array = field(repr=False)
+    begins: I64Array = field(repr=False)
     positive: npt.NDArray[np.bool_]
     kept: Kept = field(repr=False)
     ahead: Ahead | None = field(default=None, repr=False)
@@ -120,10 +122,8 @@ class Sample:
 
     def _counted(self, text: int, at: Pool) -> tuple[int, int]:
         """The tokens of a text that count, as numbers over all texts."""
-        first, after = self.starts[text : text + 2].tolist()
-        if at is Pool.LAST:
-            return after - 1, after
-        return first + (after - first > 1), after
+        after = int(self.starts[text + 1])
+        return after - 1 if at is Pool.LAST else int(self.begins[text]), after
 
     def _done(self, column: npt.NDArray[np.float64], text: int, at: Pool) -> F32Array:
         begin, end = self._counted(text, at)
@@ -134,12 +134,17 @@ Part = tuple[Sequence[int], Mapping[int, Active]]
 """Some tokens of a text, and what `FullLayer.encode` found in them per layer."""
 
 
-def sample(texts: Iterable[Iterable[Part]], positive: Sequence[bool]) -> Sample:
+def sample(
+    texts: Iterable[Iterable[Part]],
+    positive: Sequence[bool],
+    begins: Sequence[int] | None = None,
+) -> Sample:
     """Texts as one sample. A text comes in parts, and no part is held for longer than it takes to keep it.
 
     Args:
         texts: each of one token or more.
         positive: for each of them whether it is of the wanted kind.
+        begins: of each the first token that counts; by default the second, or the only one.
 
     Raises:
         UsageError: one of the kinds has no text.
@@ -156,4 +161,7 @@ def sample(texts: Iterable[Iterable[Part]], positive: Sequence[bool]) -> Sample:
                 kept.add(layer, len(tokens), active)
             tokens += said
         starts.append(len(tokens))
-    return Sample(np.array(tokens, np.int32), np.array(starts), np.array(positive, np.bool_), kept)
+    bounds = np.array(starts)
+    first = np.minimum(1, np.diff(bounds) - 1) if begins is None else np.array(begins)
+    kinds = np.array(positive, np.bool_)
+    return Sample(np.array(tokens, np.int32), bounds, bounds[:-1] + first, kinds, kept)

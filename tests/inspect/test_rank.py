@@ -79,6 +79,20 @@ def test_pooling_is_what_it_says(at: Pool, seed: int) -> None:
     np.testing.assert_allclose(found.values.T, list(expected.values()), rtol=1e-6)
 
 
+def test_what_lies_before_the_first_token_that_counts_does_not() -> None:
+    rows = Active(
+        np.array([0, 1, 2, 3]),
+        np.array([5, 5, 5], np.int32),
+        np.array([9, 2, 4], np.float32),
+        D_SAE,
+    )
+    part = (range(3), {1: rows})
+    read = sample([[part]] * 3, [True, False, True], begins=[0, 1, 2])
+    assert read.pooled(Pool.MAX).values[:, 0].tolist() == [9, 4, 4]
+    assert read.pooled(Pool.MEAN).values[:, 0].tolist() == [5, 3, 4]
+    assert read.pooled(Pool.LAST).values[:, 0].tolist() == [4, 4, 4]
+
+
 def test_activations_of_chosen_features_over_all_tokens() -> None:
     read, dense = random_sample(7)
     found = read.activations([(4, 3), (1, 0), (4, 1)])
