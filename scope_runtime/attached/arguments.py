@@ -46,6 +46,12 @@ REFUSED: Mapping[str, str] = {
 }
 """Arguments that a user may not give, and why."""
 
+_CHANGES = frozenset(
+    "--lora --lora-scaled --override-kv --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx "
+    "--yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast".split()
+)
+"""Arguments by which a server computes something else than the model's file says."""
+
 _REPACKS = ("--repack", "-nr", "--no-repack")
 _CPU_INFO = Path("/proc/cpuinfo")
 _ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
@@ -81,6 +87,11 @@ class ServerCommand:
     def model_version(self) -> tuple[int, ...]:
         """What changes when the model's file is written anew or replaced."""
         return _version(self.model)
+
+    @property
+    def changes_model(self) -> str | None:
+        """The first argument by which the server computes something else than the model's file says; None: none."""
+        return next((flag for each in self.arguments if (flag := _flag(each)) in _CHANGES), None)
 
     def argv(self, port: int, key_file: Path) -> list[str]:
         """The whole command line."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from scope_runtime.attached.interface import AttachedHook, SlotState
 from scope_runtime.errors import HookError
 from scope_runtime.events import RequestContext
+from scope_runtime.llama.programs import program_for, source_for
 from scope_runtime.native.hook import Span
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource, Share
@@ -59,7 +60,7 @@ class SlotPrograms:
         """
         with self._lock:
             under_way = dict(self._requests)
-        wanted = {n: (request, _of(source, request)) for n, request in under_way.items()}
+        wanted = {n: (request, program_for(source, request)) for n, request in under_way.items()}
         coming = [source.program, *(program for _, program in wanted.values())]
         with self._lock:
             self._coming = {_key(program) for program in coming}
@@ -84,7 +85,7 @@ class SlotPrograms:
             for slot, request in requests.items():
                 # The slot may be another request's by now.
                 asked, program = wanted.get(slot, (None, source.program))
-                programs[slot] = program if asked is request else _of(source, request)
+                programs[slot] = program if asked is request else program_for(source, request)
             with self._lock:
                 self._coming |= {_key(program) for program in programs.values()}
             held = {slot: self._hold(program) for slot, program in programs.items()}
@@ -103,8 +104,8 @@ class SlotPrograms:
     ) -> tuple[Program, Share, SlotState]:
         """Puts a free slot under its request's program, before the request is sent."""
         with self._commands.shared():
-            source = self.source
-            program = _of(source, request)
+            source = source_for(self.source, request)
+            program = source.for_request(request.labels, request.request_id)
             share = source.share(request.labels, request.request_id)
             serial = self._run_under(program, slot, request)
             try:
@@ -198,10 +199,6 @@ class SlotPrograms:
 def _key(program: Program) -> tuple[str, str]:
     """What a program does, and its revision."""
     return program.digest, program.revision
-
-
-def _of(source: ProgramSource, request: RequestContext) -> Program:
-    return source.for_request(request.labels, request.request_id)
 
 
 class _SharedOrAlone:

@@ -25,7 +25,7 @@ from scope_runtime.llama.checks import check_model, model_digest
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.llama.timing import Timing
 from scope_runtime.metrics.collect import attached_reader
-from scope_runtime.policy.model import Apply, Mode
+from scope_runtime.policy.model import Apply, Mode, Policy
 from scope_runtime.program import Program
 from scope_runtime.records import Records
 from scope_runtime.select import ProgramSource
@@ -75,7 +75,7 @@ class AttachedRuntime:
         info = check_model(command.model)
         self.shape = ModelShape(info.architecture, info.n_layer, info.n_embd)
         self.model_digest = f"sha256:{model_digest(info)}"
-        self._model = command.model
+        self.command = command
         self._say = say
         self._numbers = itertools.count(1)
         self._source = ProgramSource(None, self.shape)
@@ -151,6 +151,10 @@ class AttachedRuntime:
     def source(self) -> ProgramSource:
         """What requests get their programs from."""
         return self._source
+
+    def compiled(self, policies: Sequence[Policy]) -> ProgramSource:
+        """Policies for this model, for a trial. Raises ScopeError where they cannot be carried out."""
+        return ProgramSource(policies, self.shape)
 
     def take_up(
         self, source: ProgramSource, *, what: str = "swapped", now: bool = False, **detail: object
@@ -278,8 +282,12 @@ class AttachedRuntime:
         request_id: str,
         sampling: Sampling,
         timing: Timing,
+        trial: ProgramSource | None = None,
     ) -> Request:
         """Takes a free slot for a request that is to be sent to it. Blocks for at most an ubatch.
+
+        Args:
+            trial: policies that this request alone runs under; see ``GenerateOptions``.
 
         Raises:
             EngineGone: there is no server at the moment.
@@ -288,7 +296,7 @@ class AttachedRuntime:
         self._records.admit()
         link = self._linked()
         timing.begin()
-        identity = RequestContext(dict(labels), request_id)
+        identity = RequestContext(dict(labels), request_id, trial)
         try:
             return link.begin(slot, next(self._numbers), identity, sampling, timing)
         except HookError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -11,13 +12,11 @@ from scope_runtime.console.drafts import Body
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect.compare import compare
 from scope_runtime.inspect.data import comparison_data
-from scope_runtime.inspect.reader import Reader
 from scope_runtime.inspect.sample import Pool
 from scope_runtime.llama.checks import check_model
 from scope_runtime.pack_types import layer_name
 from scope_runtime.sae import SaeLayers
-from scope_runtime.serve.ask import Engine, Reads
-from scope_runtime.serve.errors import ApiError
+from scope_runtime.serve.ask import Engine
 
 MAX_CHARS = 20_000
 DIGITS = 4
@@ -56,34 +55,34 @@ class Comparing:
 
     def about(self, engine: Engine) -> dict[str, Any]:
         """What texts would be compared by, or why they cannot be."""
-        if not isinstance(engine, Reads):
-            why = "This engine shows nothing of what is inside the model. The embedded one does."
-            return {"sae": None, "why": why}
+        reads = engine.reads
+        if reads.why_not is not None:
+            return {"sae": None, "why": reads.why_not}
         if self._spec is None:
             return {"sae": None, "why": "No SAE was given: start with --sae PATH[:LAYERS]."}
         with self._lock:
-            saes = self._opened(engine.reader())
-        return {"sae": saes.path, "kind": saes.kind, "layers": [*map(layer_name, saes.layers)]}
+            saes = self._opened(reads.model)
+        layers = [*map(layer_name, saes.layers)]
+        return {"sae": saes.path, "kind": saes.kind, "layers": layers, "reads": reads.words}
 
     def compare(self, engine: Engine, asked: CompareBody) -> dict[str, Any]:
         """What ``scope compare --json`` says, and the activations over the tokens of both texts.
 
         Raises:
-            ApiError: 501 where the engine cannot.
-            ScopeError: there is no SAE, it does not fit, or a text is too long.
+            ScopeError: there is no SAE, it does not fit, the engine does not read, or a text is too long.
         """
-        if not isinstance(engine, Reads):
-            raise ApiError(501, self.about(engine)["why"], code="no_reading")
-        reader = engine.reader()
         with self._lock:
-            saes = self._opened(reader)
+            return self._compared(self._opened(engine.reads.model), engine, asked)
+
+    def _compared(self, saes: SaeLayers, engine: Engine, asked: CompareBody) -> dict[str, Any]:
+        with engine.reading() as reader:
             texts = {
                 name: reader.text(text, saes.layers, name="text 0", chat=asked.chat)
                 for name, text in (("A", asked.a), ("B", asked.b))
             }
-            found = compare(
-                [texts["A"]], [texts["B"]], saes, paired=False, at=Pool(asked.at), top=asked.top
-            )
+        found = compare(
+            [texts["A"]], [texts["B"]], saes, paired=False, at=Pool(asked.at), top=asked.top
+        )
         columns = {"a": found.activations_a[0], "b": found.activations_b[0]}
         return {
             **comparison_data(found),
@@ -94,11 +93,11 @@ class Comparing:
             },
         }
 
-    def _opened(self, reader: Reader) -> SaeLayers:
+    def _opened(self, model: Path) -> SaeLayers:
         if self._spec is None:
             raise UsageError("no SAE was given", hint="Start with --sae PATH[:LAYERS]")
         if self._saes is None:
             saes = SaeLayers.open(self._spec)
-            saes.check_fits(check_model(reader.model))
+            saes.check_fits(check_model(model))
             self._saes = saes
         return self._saes

@@ -15,7 +15,7 @@ from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.policy.model import Policy
 from scope_runtime.select import ProgramSource
-from scope_runtime.serve.ask import Ask, Began, Engine, Extra, Item, Tries
+from scope_runtime.serve.ask import Ask, Began, Engine, Extra, Item
 from scope_runtime.serve.errors import ApiError
 from scope_runtime.serve.jobs import Of
 from scope_runtime.serve.respond import event
@@ -56,18 +56,11 @@ def sources(
     """What is compared: all but the trial, and all with it. A policy of its name is left out of both.
 
     Raises:
-        ApiError: 409 while steering is switched off; 501 where the engine cannot.
+        ApiError: 409 while steering is switched off.
         ScopeError: it cannot be carried out.
     """
     if lifecycle.switch is not None:
         raise ApiError(409, "Steering is switched off; trials are, too.", code="switched_off")
-    if not isinstance(engine, Tries):
-        raise ApiError(
-            501,
-            "This engine runs every request under the policies in force: nothing can be tried on one alone. "
-            "Try it with the embedded engine (`scope console --model FILE`).",
-            code="no_trials",
-        )
     before = [p for p in lifecycle.current.policies if p.name != trial.name] if on_top else []
     return engine.compile(before), engine.compile([*before, trial])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scope_runtime.events import Event, RevisionSpan
@@ -28,7 +30,7 @@ class Ask:
         labels: of the request, for selection.
         request_id: under which it is on record.
         passed: parameters that the engine said it ``takes`` itself, as the client sent them.
-        trial: policies that this answer alone is under; only engines that can do that (``Tries``) are asked to.
+        trial: policies that this answer alone is under, which ``Engine.compile`` made.
     """
 
     prompt: str | tuple[int, ...] | None
@@ -83,6 +85,21 @@ def changing(program: Program) -> int:
     return sum(1 for rule in program.rules if rule.mode is Mode.ENFORCE and rule.alert is None)
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """How an engine shows what is inside the model while it reads a text.
+
+    Attributes:
+        model: the GGUF file.
+        words: what a person should know of it; empty where there is nothing to say.
+        why_not: why it does not read; None: it does.
+    """
+
+    model: Path
+    words: str = ""
+    why_not: str | None = None
+
+
 class Engine(Protocol):
     """Where answers are computed.
 
@@ -100,6 +117,20 @@ class Engine(Protocol):
         Raises:
             UsageError: what was asked cannot be (a prompt that does not fit, a grammar that cannot be read).
             ScopeError: the engine failed.
+        """
+
+    def compile(self, policies: Sequence[Policy]) -> ProgramSource:
+        """Policies as ``Ask.trial`` takes them. Raises ScopeError where they cannot be carried out."""
+
+    @property
+    def reads(self) -> Reads:
+        """How it reads texts. Opens nothing."""
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        """Reads texts under what is in force, beside answers or between them.
+
+        Raises:
+            ScopeError: it does not read, as ``reads`` says, or cannot.
         """
 
     async def close(self) -> None:
@@ -127,22 +158,6 @@ class TextVector:
     vector: Vector
     began: Began
     done: Done
-
-
-@runtime_checkable
-class Tries(Protocol):
-    """An engine that answers a request under policies which no other request gets, too."""
-
-    def compile(self, policies: Sequence[Policy]) -> ProgramSource:
-        """Policies as ``Ask.trial`` takes them. Raises ScopeError where they cannot be carried out."""
-
-
-@runtime_checkable
-class Reads(Protocol):
-    """An engine that shows what is inside the model while it reads a text, too."""
-
-    def reader(self) -> Reader:
-        """Reads under what is in force, between answers."""
 
 
 @runtime_checkable

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scope_runtime.attached.link import Ended, Request
 from scope_runtime.attached.runtime import AttachedRuntime
 from scope_runtime.attached.upstream import EngineGone, NotTaken, Sent
 from scope_runtime.errors import ScopeError, UsageError
+from scope_runtime.events import RequestContext
 from scope_runtime.llama.answer import Piece
+from scope_runtime.llama.programs import program_for
 from scope_runtime.llama.timing import Timing
-from scope_runtime.serve.ask import Ask, Began, Done, Extra, Item, changing
+from scope_runtime.policy.model import Policy
+from scope_runtime.select import ProgramSource
+from scope_runtime.serve.ask import Ask, Began, Done, Extra, Item, Reads, changing
 from scope_runtime.serve.attached_limits import check
 from scope_runtime.serve.attached_wire import TAKES, Wire, nothing
+from scope_runtime.serve.beside import Beside
 from scope_runtime.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from scope_runtime.inspect.reader import Reader
 
 T = TypeVar("T")
 _AGAIN_S = 0.2
@@ -61,6 +69,7 @@ class AttachedEngine:
     def __init__(self, runtime: AttachedRuntime) -> None:
         self.slots = runtime.n_slots
         self._runtime = runtime
+        self._beside = Beside(runtime.command, runtime.model_digest, lambda: runtime.source)
         self._wire = Wire(runtime.control_texts())
         self._free = [_Slot(number) for number in range(self.slots)]
         self._n_used = 0
@@ -68,6 +77,19 @@ class AttachedEngine:
         self._endings: set[asyncio.Future[Ended]] = set()
         # Each answer begins and ends on a thread: both wait for the server.
         self._threads = ThreadPoolExecutor(2 * self.slots, thread_name_prefix="scope-slot")
+
+    def compile(self, policies: Sequence[Policy]) -> ProgramSource:
+        """See ``Engine``."""
+        return self._runtime.compiled(policies)
+
+    @property
+    def reads(self) -> Reads:
+        """See ``Engine``."""
+        return self._beside.reads
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        """See ``Engine``."""
+        return self._beside.reading()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
         """See ``Engine``."""
@@ -78,7 +100,9 @@ class AttachedEngine:
         prompt = self._wire.prompt_text(ask)
         slot = await self._take(ask, prompt)
         begin = self._on_thread(
-            lambda: self._runtime.begin(slot.number, ask.labels, ask.request_id, sampling, timing)
+            lambda: self._runtime.begin(
+                slot.number, ask.labels, ask.request_id, sampling, timing, ask.trial
+            )
         )
         ending: asyncio.Future[Ended] | None = None
         try:
@@ -225,7 +249,8 @@ class AttachedEngine:
         while not self._free:
             self._freed.clear()
             await self._freed.wait()
-        program = self._runtime.source.for_request(ask.labels, ask.request_id)
+        request = RequestContext(ask.labels, ask.request_id, ask.trial)
+        program = program_for(self._runtime.source, request)
         name = (program.digest, program.revision)
 
         def fits(slot: _Slot) -> tuple[int, int]:
@@ -269,6 +294,7 @@ class AttachedEngine:
                 # A server that goes on with an answer that nobody wants is not waited for.
                 await loop.run_in_executor(None, self._runtime.end_server)
                 await asyncio.wait(late)
+        await loop.run_in_executor(None, self._beside.close)
         await loop.run_in_executor(None, self._threads.shutdown)
         await loop.run_in_executor(None, self._runtime.close)
 

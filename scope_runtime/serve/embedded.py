@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from threading import Event as Flag
@@ -19,7 +20,16 @@ from scope_runtime.policy.model import Policy
 from scope_runtime.program import Program
 from scope_runtime.runtime import GenerateOptions, Runtime
 from scope_runtime.select import ProgramSource
-from scope_runtime.serve.ask import Ask, AskVectors, Began, Done, Item, TextVector, changing
+from scope_runtime.serve.ask import (
+    Ask,
+    AskVectors,
+    Began,
+    Done,
+    Item,
+    Reads,
+    TextVector,
+    changing,
+)
 from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.errors import ApiError, no_embeddings
 
@@ -41,14 +51,20 @@ class Embedded:
         self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="scope-answer")
 
     def compile(self, policies: Sequence[Policy]) -> ProgramSource:
-        """See ``Tries``."""
+        """See ``Engine``."""
         return self._runtime.compiled(policies)
 
-    def reader(self) -> Reader:
-        """See ``Reads``."""
+    @property
+    def reads(self) -> Reads:
+        """See ``Engine``."""
+        return Reads(self._runtime.model)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """See ``Engine``; it waits for the answer under way, and the next one for it."""
         from scope_runtime.inspect.reader import Reader
 
-        return Reader.of(self._runtime)
+        yield Reader.of(self._runtime)
 
     def answer(self, ask: Ask) -> AsyncGenerator[Item, None]:
         """See ``Engine``."""

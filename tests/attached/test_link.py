@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scope_runtime.attached.interface import SlotState
@@ -13,8 +15,11 @@ from scope_runtime.attached.link import Link
 from scope_runtime.attached.programs import SlotPrograms
 from scope_runtime.errors import HookError
 from scope_runtime.events import RequestContext
+from scope_runtime.policy.load import parse_policy
+from scope_runtime.policy.model import Policy
 from scope_runtime.select import ProgramSource
 from scope_runtime.types import ModelShape
+from tests.support.random_pack import write_control_vector
 
 BEGUN = SlotState(
     slot=1,
@@ -141,3 +146,64 @@ def test_a_slot_of_which_nobody_knows_serves_the_next_request() -> None:
     programs.unsure(1)
     *_, begun = programs.begin(1, 7, identity)
     assert begun.request_id == 7
+
+
+class Holding(Hook):
+    """A hook that takes what it is given. ``assigned``: the latest programs of slots, all at once."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.held = 0
+        self.released: list[int] = []
+        self.assigned: dict[int, int] = {}
+
+    @property
+    def status(self) -> Any:
+        return SimpleNamespace(n_ubatches=0)
+
+    def hold(self, blob: bytes) -> int:
+        self.held += 1
+        return self.held
+
+    def release(self, serial: int) -> None:
+        self.released.append(serial)
+
+    def begin(self, slot: int, request_id: int, serial: int) -> SlotState:
+        return self.slot(slot)
+
+    def assign(self, programs: dict[int, int]) -> None:
+        self.assigned = programs
+
+
+def test_a_trial_stays_under_its_own_policies_until_all_are_switched_off(tmp_path: Path) -> None:
+    shape = ModelShape("qwen3", 4, 256)
+    hook: Any = Holding()
+    programs = SlotPrograms(hook, 2, ProgramSource(None, shape))
+    trial = ProgramSource(pushing(tmp_path, "tryout"), shape)
+    mine, *_ = programs.begin(0, 1, RequestContext({}, "r.with", trial))
+    other, *_ = programs.begin(1, 2, RequestContext({}, "r2"))
+    assert (mine.revision, other.revision) == (trial.revision, "none")
+    everybody = ProgramSource(pushing(tmp_path, "everybody"), shape)
+    programs.use(everybody, now=True)
+    assert programs.program_of(0).revision == trial.revision
+    assert programs.program_of(1).revision == everybody.revision
+    assert {slot: programs.programs[serial].revision for slot, serial in hook.assigned.items()} == {
+        0: trial.revision,
+        1: everybody.revision,
+    }
+    programs.use(ProgramSource(None, shape, trials=False), now=True)
+    assert {programs.program_of(slot).revision for slot in (0, 1)} == {"none"}
+    # And of what was tried nothing is held.
+    programs.end(0)
+    programs.end(1)
+    assert (hook.held, sorted(hook.released)) == (4, [1, 2, 3])
+
+
+def pushing(folder: Path, name: str) -> Policy:
+    text = (
+        f"apiVersion: scope/v1\nkind: SteeringPolicy\nmetadata: {{name: {name}}}\n"
+        "spec:\n  features:\n    v: {vector: v.gguf}\n"
+        "  rules:\n    - {name: push, amplify: v, alpha: 2.0}\n"
+    )
+    write_control_vector(folder / "v.gguf", {2: np.ones(256, np.float32)})
+    return parse_policy(text, file=str(folder / f"{name}.yaml"), root=folder)

@@ -6,16 +6,16 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, expect
 
 from tests.conftest import ROOT
 from tests.serve.conftest import ADMIN, CONFIG, Server, furnish, serving
+from tests.serve.in_browser import Seen, add_features, ask_both, looked_at, sign_in
 
 QUESTION = "How do I get to Suzhou?"
 REFUSED = (
@@ -24,9 +24,7 @@ REFUSED = (
 SAE = f"{ROOT / 'examples' / 'tiny-qwen3' / 'sae'}:3"
 GRAVE = {"serious", "critical"}
 TABS = ("Compare", "Steer", "Policies", "Activity")
-WIDE: ViewportSize = {"width": 1200, "height": 900}
 NARROW: ViewportSize = {"width": 360, "height": 740}
-expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -40,73 +38,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium: see scripts/system-packages."""
-    program = shutil.which("chromium")
-    assert program is not None, "chromium is missing; scripts/system-packages installs it"
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program)
-        yield launched
-        launched.close()
-
-
-@dataclass
-class Seen:
-    """A page, the hosts that it asked, and what it complained of."""
-
-    page: Page
-    hosts: set[str] = field(default_factory=set)
-    urls: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-    def open(self, tab: str) -> None:
-        self.page.get_by_role("tab", name=tab).click()
-        expect(self.page.get_by_role("tabpanel", name=tab)).to_be_visible()
-
-
 @pytest.fixture
 def seen(browser: Browser, site: Server) -> Iterator[Seen]:
-    """A page of its own for each test, opened with the key; it asks nobody else, and nothing in it fails."""
-    context = browser.new_context(viewport=WIDE)
-    page = context.new_page()
-    made = Seen(page)
-
-    def asked(url: str) -> None:
-        made.hosts.add(urlsplit(url).netloc)
-        made.urls.append(url)
-
-    page.on("request", lambda request: asked(request.url))
-    page.on("pageerror", lambda error: made.complaints.append(str(error)))
-    page.on(
-        "console", lambda said: made.complaints.append(said.text) if said.type == "error" else None
-    )
-    page.goto(f"{site.admin_url}/console/")
-    sign_in(page)
-    made.complaints.clear()  # that nobody is let in without a key is an error to the browser
-    yield made
-    assert made.hosts == {urlsplit(site.admin_url).netloc}
-    assert not any(ADMIN in url for url in made.urls)
-    assert made.complaints == []
-    context.close()
-
-
-def sign_in(page: Page, key: str = ADMIN) -> None:
-    page.get_by_label("Admin key").fill(key)
-    page.get_by_role("button", name="Open the console").click()
-    expect(page.get_by_role("tablist")).to_be_visible()
+    with looked_at(browser, site) as made:
+        yield made
 
 
 def asked_of(site: Server, question: str, max_tokens: int = 64) -> Any:
     with site.client() as client:
         body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
         return client.post("/v1/chat/completions", json={**body, "temperature": 0})
-
-
-def add_features(page: Page, search: str, names: list[str]) -> None:
-    page.get_by_label("Find a feature").fill(search)
-    for name in names:
-        page.get_by_role("button", name=f"Add {name}", exact=True).click()
 
 
 def test_the_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, site: Server) -> None:
@@ -137,18 +78,21 @@ def test_steer_changes_the_streamed_answer_and_save_puts_it_in_force(
     before = asked_of(site, QUESTION)
     seen.open("Steer")
     add_features(page, "drift", [f"drift-{letter}" for letter in "abcde"])
-    page.get_by_label("Question").fill(QUESTION)
     page.get_by_label("Tokens, at most").fill("64")
-    page.get_by_role("button", name="Ask both").click()
-    without, steered = (page.get_by_label(name, exact=True) for name in ("Without", "With"))
-    expect(without).to_contain_text("ended by")
-    expect(steered).to_contain_text("ended by")
-    free = without.locator(".answer-text").inner_text()
-    changed = steered.locator(".answer-text").inner_text()
+    states = ask_both(page, QUESTION)
+    free, changed = states[-1]
+    for arm, whole in enumerate((free, changed)):
+        # Piece by piece, each as long as those before it and no piece taken back.
+        grown = list(dict.fromkeys(state[arm] for state in states if state[arm]))
+        assert len(grown) > 3
+        assert all(later.startswith(earlier) for earlier, later in pairwise(grown))
+        assert grown[-1] == whole
+    # And side by side: both were under way at once.
+    assert any("" != one != free and "" != other != changed for one, other in states)
     assert free == before.json()["choices"][0]["message"]["content"]
     assert re.search("[\u4e00-\u9fff]", free)
     assert not re.search("[\u4e00-\u9fff]", changed)
-    dose = steered.get_by_role("meter")
+    dose = page.get_by_label("With", exact=True).get_by_role("meter")
     assert 0 < float(dose.get_attribute("aria-valuenow") or 0) <= 0.7
     assert not place.exists()
 
@@ -257,6 +201,33 @@ def test_an_alert_appears_and_its_request_is_found_in_the_log(seen: Seen, site: 
     expect(page.locator(".verified")).to_contain_text("whole")
 
 
+def test_a_trial_says_that_it_is_one_and_counts_as_no_traffic(seen: Seen, site: Server) -> None:
+    page = seen.page
+    live = asked_of(site, REFUSED).json()["scope"]["request_id"]
+    with site.admin() as admin:
+        before = admin.get("/-/traffic").json()
+    seen.open("Steer")
+    add_features(page, "archaic", ["archaic-a"])
+    page.get_by_label("Compared with").select_option("in-force")
+    ask_both(page, REFUSED)
+    with site.admin() as admin:
+        assert admin.get("/-/traffic").json() == before
+    (tried,) = [record for record in site.records() if record["what"] == "tried"][-1:]
+    seen.open("Activity")
+    alerts = page.get_by_role("region", name="Alert events").get_by_role("row")
+    for request_id in tried["request_ids"]:
+        # The policy in force watches for refusals in trials, too.
+        expect(alerts.filter(has_text=request_id).first).to_contain_text("trial")
+    expect(alerts.filter(has_text=live).first).not_to_contain_text("trial")
+    page.get_by_label("Request", exact=True).fill(tried["request_ids"][0])
+    page.get_by_role("button", name="Search").click()
+    records = page.get_by_role("region", name="Records").get_by_role("row")
+    # As many as are on record of it, and the head: what was listed before is gone.
+    found = [each for each in site.records() if each.get("request_id") == tried["request_ids"][0]]
+    expect(records).to_have_count(len(found) + 1)
+    expect(records.filter(has_text="trial")).to_have_count(len(found))
+
+
 def test_the_tabs_are_walked_by_keyboard(seen: Seen) -> None:
     page = seen.page
     page.keyboard.press("Tab")
@@ -297,9 +268,7 @@ def test_axe_finds_nothing_serious(seen: Seen, site: Server, scheme: Any) -> Non
             expect(page.get_by_role("radio")).to_have_count(12)
         if name == "Steer":
             add_features(page, "drift", ["drift-a"])
-            page.get_by_label("Question").fill(QUESTION)
-            page.get_by_role("button", name="Ask both").click()
-            expect(page.get_by_label("With", exact=True)).to_contain_text("ended by")
+            ask_both(page, QUESTION)
         if name == "Activity":
             expect(page.get_by_role("region", name="Alert events")).to_contain_text("firing")
             page.get_by_role("button", name="Verify the log").click()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,15 @@ import pytest
 
 from scope_runtime.cli.main import main
 from scope_runtime.errors import HookError
+from scope_runtime.inspect.reader import Reader
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.metrics import Metrics
+from scope_runtime.policy.model import Policy
+from scope_runtime.select import ProgramSource
 from scope_runtime.serve.admin import Control
 from scope_runtime.serve.app import public_app
-from scope_runtime.serve.ask import Ask, Began, Done, Item
+from scope_runtime.serve.ask import Ask, Began, Done, Item, Reads
 from scope_runtime.serve.gateway import ANYBODY, Gateway
 from scope_runtime.serve.keys import KeyRing, digest
 from scope_runtime.serve.options import ServeOptions
@@ -49,6 +53,16 @@ class FakeEngine:
             raise self.fails
         yield Piece("fine")
         yield Done("stop", (), (), 1, 0, 1)
+
+    def compile(self, policies: Sequence[Policy]) -> ProgramSource:
+        raise NotImplementedError
+
+    @property
+    def reads(self) -> Reads:
+        raise NotImplementedError
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        raise NotImplementedError
 
     async def close(self) -> None: ...
 

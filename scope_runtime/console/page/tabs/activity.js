@@ -12,6 +12,11 @@ const LIVE_MS = 2000;
 const SEVERITY_TONES = { info: "info", warning: "warning", critical: "danger" };
 const STATE_TONES = { firing: "danger", pending: "warning" };
 
+/** Whose record it is; what somebody tried in Steer is no traffic, and says so. */
+function Request({ of }) {
+  return html`<code>${of.request_id || "–"}</code>${of.trial && html` <${Badge} tone="info">trial<//>`}`;
+}
+
 function Alerts() {
   const firing = useData("/-/alerts", { every: LIVE_MS });
   const events = useData("/-/events", { query: { kind: "alert", last: 20 }, every: LIVE_MS });
@@ -23,7 +28,7 @@ function Alerts() {
       [event.policy, event.rule].filter(Boolean).join("/") || "–",
       event.severity || "–",
       event.activation ? number(event.activation.max) : "–",
-      html`<code>${event.request_id || "–"}</code>`,
+      html`<${Request} of=${event} />`,
     ],
   }));
   const standing = firing.data?.alerts || [];
@@ -151,7 +156,7 @@ function Audit({ status }) {
       each.chain?.index ?? "–",
       html`<span class="nowrap">${when(each.time)}</span>`,
       `${each.kind}/${each.what}`,
-      html`<code>${each.request_id || "–"}</code>`,
+      html`<${Request} of=${each} />`,
       [each.policy || each.name, each.rule].filter(Boolean).join("/") || "–",
       html`<${Button} kind="small" aria-label=${`Show record ${each.chain?.index}`} onClick=${() => setRecord(each)}>Show<//>`,
     ],

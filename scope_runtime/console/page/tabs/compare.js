@@ -83,9 +83,10 @@ export function Compare() {
   if (!about.data.sae) {
     return html`<${Card} title="Compare two texts"><${Empty} title="Nothing to compare by">${about.data.why}<//><//>`;
   }
-  const { sae, layers } = about.data;
+  const { sae, layers, reads } = about.data;
   return html`<div class="stack">
     <${Card} title="Compare two texts" about=${html`As the model reads them under what is in force, by <code>${sae}</code>, ${layers.length === 1 ? "layer" : "layers"} ${layers.join(", ")}.`}>
+      ${reads && html`<p class="quiet">${reads}</p>`}
       <form onSubmit=${submit}>
         <div class="pair">
           <div><label for="text-a">Text A</label><textarea id="text-a" required maxlength="20000" value=${asked.a} placeholder="How do I get to Paris?" onInput=${set("a")}></textarea></div>
