@@ -63,6 +63,7 @@ class FullLayer:
         self.notes = notes
         self._decoder, self._n_threads = decoder, n_threads
         self._product = Product(encoder, n_threads)
+        self._version = _version(file)
         self._preselection: Preselection | None = None
         if gate is GateKind.NONE or (gate is GateKind.THRESHOLD and encoder.thresholds is None):
             self._fail("its gate says of no latent whether it is active", found=str(gate))
@@ -97,6 +98,7 @@ class FullLayer:
             PackError: the encoder holds a NaN or an infinity, or its file has changed.
         """
         h = self._checked(residual)
+        self._check_file()
         step = max(SCORE_BYTES // (4 * self.d_sae), 1)
         parts = [self._gated(h[first : first + step]) for first in range(0, len(h), step)]
         return Active.concatenated(parts, self.d_sae)
@@ -111,6 +113,7 @@ class FullLayer:
         Raises:
             PackError: no memory for the copy, or rows that are not finite.
         """
+        self._check_file()
         if self.encoder.type == "F32" and self._preselection is None:
             try:
                 self._preselection = Preselection(self.encoder, self._n_threads)
@@ -137,6 +140,7 @@ class FullLayer:
 
     def pre(self, residual: F32Array, ids: Iterable[int]) -> F32Array:
         """Pre-activations of chosen latents, before any gate, (n_tokens, n_ids). Raises as `values`."""
+        self._check_file()
         chosen, h = self._ids(ids), self._checked(residual)
         scores = h @ self.encoder.take(chosen).T + self.encoder.bias[chosen]
         self._check_scores(scores)
@@ -147,8 +151,9 @@ class FullLayer:
 
         Raises:
             UsageError: there is no such latent.
-            PackError: the pack does not hold its direction.
+            PackError: the pack does not hold its direction, or its file has changed.
         """
+        self._check_file()
         return self._decoder(self._ids(ids))
 
     def _scores(self, h: F32Array) -> F32Array:
@@ -189,6 +194,22 @@ class FullLayer:
             raise UsageError("a residual is not finite", found=f"token {token}")
         return h
 
+    def _check_file(self) -> None:
+        """Rows are mapped, and the system ends a process that reads what a file has no more.
+
+        A file that another was renamed over, or that was deleted, is there as long as it is mapped.
+        """
+        now = _version(self.file)
+        if self._version is None or now is None or now[0] != self._version[0]:
+            return
+        if now != self._version:
+            self._fail(
+                "its file was written to while it is in use",
+                found=f"{now[1]} bytes",
+                expected=f"{self._version[1]} bytes, unchanged",
+                hint="Rename a new file over the old one, and open it again",
+            )
+
     def _ids(self, ids: Iterable[int]) -> I64Array:
         chosen = np.fromiter(ids, np.int64)
         wrong = chosen[(chosen < 0) | (chosen >= self.d_sae)]
@@ -212,11 +233,26 @@ class FullLayer:
             )
 
     def _fail(
-        self, message: str, *, found: str | None = None, expected: str | None = None
+        self,
+        message: str,
+        *,
+        found: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
     ) -> NoReturn:
         raise PackError(
             f"layer {layer_name(self.layer)}: {message}",
             location=Location(str(self.file)),
             found=found,
             expected=expected,
+            hint=hint,
         )
+
+
+def _version(file: Path) -> tuple[tuple[int, int], int, int] | None:
+    """Which file it is, its bytes, and when it was written last; None: there is none."""
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return (about.st_dev, about.st_ino), about.st_size, about.st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,3 +181,51 @@ def test_rows_that_need_no_folding_stay_in_their_file(tmp_path: Path, dtype: Any
         ids, values = active.token(token)
         assert set(ids.tolist()) == set(np.argsort(-scores[token])[: layer.k].tolist())
         np.testing.assert_allclose(values, scores[token][ids], atol=1e-5)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A set whose rows stay in their file."""
+    source = FIXTURES / "eai-sparsify" / "set" / "layers.2"
+    return Path(shutil.copytree(source, tmp_path / "layers.2"))
+
+
+@pytest.mark.parametrize("how", ["cut", "written"])
+def test_a_file_that_is_written_to_while_it_is_mapped_is_refused(copied: Path, how: str) -> None:
+    """To read on where a mapped file ends would end the process."""
+    weights = copied / "sae.safetensors"
+    layer = SaeLayers.open(copied).layer(2)
+    h = np.ones((2, layer.width), np.float32)
+    assert layer.encode(h).n_tokens == 2
+    before = weights.stat()
+    if how == "cut":
+        os.truncate(weights, 4096)
+    else:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    reads: dict[str, Any] = {
+        "encode": lambda: layer.encode(h),
+        "values": lambda: layer.values(h, [1]),
+        "pre": lambda: layer.pre(h, [1]),
+        "decoder": lambda: layer.decoder([1]),
+        "preselect": layer.preselect,
+    }
+    for name, read in reads.items():
+        with pytest.raises(PackError) as caught:
+            read()
+        assert str(caught.value) == (
+            f"{weights}: layer 2: its file was written to while it is in use; "
+            f"found {weights.stat().st_size} bytes; expected {before.st_size} bytes, unchanged. "
+            "Rename a new file over the old one, and open it again"
+        ), name
+
+
+def test_a_file_that_was_replaced_or_deleted_is_there_as_long_as_it_is_used(copied: Path) -> None:
+    weights = copied / "sae.safetensors"
+    layer = SaeLayers.open(copied).layer(2)
+    h = np.ones((2, layer.width), np.float32)
+    before = layer.encode(h)
+    weights.with_name("new").write_bytes(b"another")
+    weights.with_name("new").replace(weights)
+    assert np.array_equal(layer.encode(h).values, before.values)
+    weights.unlink()
+    assert np.array_equal(layer.encode(h).values, before.values)
