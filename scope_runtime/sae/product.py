@@ -10,20 +10,30 @@ import numpy.typing as npt
 from scope_runtime.pack_types import F32Array
 from scope_runtime.sae.encoder import WholeEncoder
 
-BLOCK_BYTES = 64 << 20
-"""About as many bytes of rows are held at a time where they are converted to F32."""
+BLOCK_BYTES = 16 << 20
+"""About as many bytes of rows are held at a time where they are converted to F32: what a cache holds, and no less,
+because the threads of a product wait for each other at its end."""
+BATCH_TOKENS = {"F32": 48, "F16": 48, "BF16": 32}
+"""From so many tokens on arithmetic is what takes the time, not reading the rows: then BLAS, in F32, is faster."""
 _F16_STEP = 2.0**11  # what is left of a number behind F16's 11 bits is that much smaller
 _CHECKED_ROWS = 64
 _TOLERANCE = 1e-5  # of ||row|| ||h||: F32 sums are off by 1e-7 or less, F16 sums by 1e-3 and more
 
 
 def plain_scores(encoder: WholeEncoder, h: F32Array) -> F32Array:
-    """Products with every row by numpy, rows converted piece by piece, (n_tokens, d_sae)."""
+    """Products with every row by numpy's BLAS, rows converted block by block, (n_tokens, d_sae)."""
+    from scope_runtime.llama.ggml import to_f32
+
+    if encoder.type == "F32":
+        scores: F32Array = h @ np.asarray(encoder.rows).T
+        return scores
     out = np.empty((len(h), encoder.d_sae), np.float32)
-    step = max(BLOCK_BYTES // (4 * encoder.width), 1)
+    step = min(max(BLOCK_BYTES // (4 * encoder.width), 1), encoder.d_sae)
+    block = np.empty((step, encoder.width), np.float32)
     for first in range(0, encoder.d_sae, step):
-        part = slice(first, first + step)
-        out[:, part] = h @ encoder.take(part).T
+        rows = encoder.rows[first : first + step]
+        to_f32(rows, encoder.type, block[: len(rows)])
+        np.matmul(h, block[: len(rows)].T, out=out[:, first : first + len(rows)])
     return out
 
 
@@ -33,11 +43,12 @@ class Product:
     A product with one token takes as long as reading the rows, so they are read as they are stored.
     ggml would round residuals to the rows' own type, which costs more than a top-k gate forgives; so
     they are handed over as two (F16) or three (BF16) numbers of that type each, which together hold an
-    F32's bits. The rows are still read once.
+    F32's bits. The rows are still read once. Batches wait for arithmetic instead, and two or three
+    products of it are too many: their rows are converted to F32 on the way.
 
     Args:
         encoder: rows, (d_sae, width).
-        n_threads: all CPUs by default.
+        n_threads: all CPUs by default; of batches as many as numpy's BLAS takes.
     """
 
     def __init__(self, encoder: WholeEncoder, n_threads: int | None = None) -> None:
@@ -56,7 +67,7 @@ class Product:
         Args:
             h: residuals, finite, (n_tokens, width).
         """
-        if self._matrix is None:
+        if self._matrix is None or len(h) >= BATCH_TOKENS[self.encoder.type]:
             return plain_scores(self.encoder, h)
         scores = self._by_ggml(h)
         if not self._trusted and len(h):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scope_runtime.llama import ggml
 from scope_runtime.sae import WholeEncoder, product
 from scope_runtime.sae.product import Product, plain_scores, split
 
@@ -41,7 +42,7 @@ def check(scores: Any, one: WholeEncoder, h: Any) -> None:
 
 
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("n_tokens", [1, 2, 5, 33])
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 33, 60])
 @pytest.mark.parametrize("shape", [(256, 128), (65, 50), (1, 1)])
 def test_products_are_f32_s_own(type: str, n_tokens: int, shape: tuple[int, int]) -> None:
     one = encoder(*shape, type)
@@ -74,6 +75,37 @@ def test_a_kernel_that_sums_in_f16_is_found_out_and_not_used(
     check(multiply(h), one, h)
     monkeypatch.setattr(Product, "_by_ggml", None)
     check(multiply(h), one, h)
+
+
+@pytest.mark.parametrize("type", ["F16", "BF16"])
+@pytest.mark.parametrize("by_ggml", [True, False])
+def test_batches_are_multiplied_in_f32_block_by_block(
+    type: str, by_ggml: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, h = encoder(65, 50, type), residuals(100, 50)
+    monkeypatch.setattr(product, "BLOCK_BYTES", 4 * 50 * 16)
+    monkeypatch.setattr(Product, "_by_ggml", None)
+    if not by_ggml:
+        monkeypatch.setattr(ggml, "_converter", lambda type: None)
+    check(Product(one)(h), one, h)
+
+
+@pytest.mark.parametrize("type", ["F16", "BF16"])
+def test_every_number_is_converted_exactly(type: str) -> None:
+    numbers = np.arange(2**16, dtype=np.uint16)
+    if type == "F16":
+        numbers = numbers.view(np.float16)  # type: ignore[assignment]
+    out = np.empty(2**16, np.float32)
+    ggml.to_f32(numbers, type, out)
+    expected = (
+        numbers.astype(np.float32)
+        if type == "F16"
+        else (numbers.astype(np.uint32) << 16).view(np.float32)
+    )
+    # A NaN is a NaN, whatever is in it.
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="for 3: 65536"):
+        ggml.to_f32(numbers, type, out[:3])
 
 
 def test_rows_that_lie_askew(monkeypatch: pytest.MonkeyPatch) -> None:
