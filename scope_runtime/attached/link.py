@@ -57,17 +57,12 @@ class Link:
         return Request(self, slot, running, program, begun, reusable, timing, sampling, n_unmatched)
 
     def end(self, request: Request) -> tuple[SlotState, bool]:
-        """The slot's last state, once the server no longer works on it; and whether its hook has summed it up.
-
-        Raises:
-            HookError: the hook refuses. Of a server that is gone, what it knew in the end is returned.
-        """
+        """The slot's last state, once the server no longer works on it; and whether its hook has summed it up."""
         try:
             return self.hook.end(request.slot), True
         except HookError:
             if self.hook.alive:
                 self.programs.unsure(request.slot)
-                raise
         try:
             return self.hook.slot(request.slot), False
         except HookError:
@@ -111,7 +106,12 @@ class Link:
     def unsteered(self, request: Request, last: SlotState, summed_up: bool) -> str | None:
         """What of a request was computed otherwise than its policies say, or cannot be shown; None: nothing."""
         if not summed_up:
-            return "llama-server was gone before it told what was done"
+            who = (
+                "its hook did not tell"
+                if self.hook.alive
+                else "llama-server was gone before it told"
+            )
+            return f"{who} what was done"
         if last.spans is None:
             return "its policies changed more often than can be told"
         stray = last.n_stray - request.begun.n_stray

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scope_runtime.attached.link import Ended, Request
 from scope_runtime.attached.runtime import AttachedRuntime
 from scope_runtime.attached.upstream import EngineGone, NotTaken, Sent
-from scope_runtime.errors import ScopeError, UsageError
+from scope_runtime.errors import HookError, ScopeError, UsageError
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.answer import Piece
 from scope_runtime.llama.programs import program_for
@@ -119,6 +119,10 @@ class AttachedEngine:
         except EngineGone as error:
             told.finish = "error"
             raise self._lost(error) from None
+        except HookError as error:
+            # The server is there, and nobody can say under what it would compute.
+            told.finish = "error"
+            raise self._unsteered(error.message) from None
         except GeneratorExit:
             raise
         except BaseException as error:

@@ -93,13 +93,13 @@ def test_an_answer_that_nobody_summed_up_is_not_called_steered(torn: bool) -> No
     assert told == "llama-server was gone before it told what was done"
 
 
-def test_a_refusal_of_a_hook_that_is_there_is_an_error() -> None:
+def test_what_a_hook_does_not_tell_that_is_there_is_not_called_steered() -> None:
     link, request = link_of(Hook(None))
     unsure: list[int] = []
     link.programs = SimpleNamespace(unsure=unsure.append)  # type: ignore[assignment]
-    with pytest.raises(HookError, match="the server is gone"):
-        link.end(request)
+    last, summed_up = link.end(request)
     assert unsure == [request.slot]
+    assert link.unsteered(request, last, summed_up) == "its hook did not tell what was done"
 
 
 class Late(Hook):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,16 @@ def server_pid(server: Server, what: str = "started", n: int = 1) -> int:
     found = re.match(r"process (\d+)", server.wait_for(f"llama-server {what}: ", n))
     assert found is not None
     return int(found[1])
+
+
+def server_pids(program: Path) -> list[int]:
+    """Of every process that runs this program."""
+    out = []
+    for link in Path("/proc").glob("[0-9]*/exe"):
+        with suppress(OSError):
+            if link.readlink() == program:
+                out.append(int(link.parent.name))
+    return out
 
 
 def runs(pid: int) -> bool:

@@ -23,6 +23,7 @@ from tests.serve.over_server import (
     ENDS,
     HANGS_SOON,
     LONG,
+    STATE,
     ask,
     attached,
     cached,
@@ -296,6 +297,60 @@ def test_a_server_that_was_started_otherwise_is_replaced(site: Path) -> None:
         )
         assert server_pid(server) != pid
         assert ask(server)["choices"]
+    assert not runs(pid)
+
+
+def test_a_server_with_another_version_of_the_hook_is_replaced(site: Path) -> None:
+    """As after an update: it would be told what it does not understand, and go on unsteered."""
+    with attached(site) as server:
+        pid = server_pid(server)
+        plain = text_of(ask(server))
+        server.process.kill()
+        server.process.wait()
+    (control,) = (site / "state" / "llama-server").glob("control-*/control")
+    with control.open("r+b") as file:
+        file.seek(len(b"SCOPESHM"))
+        file.write((77).to_bytes(4, "little"))
+    with attached(site) as server:
+        assert server.wait_for("the llama-server that was there is ended: ") == (
+            "the control file is of another version of the hook"
+        )
+        assert server_pid(server) != pid
+        assert text_of(ask(server)) == plain
+    assert not runs(pid)
+
+
+def test_behaviour_25_a_stream_may_end_after_sigterm(site: Path) -> None:
+    with attached(site) as server, server.client() as client:
+        pid = server_pid(server)
+        asked = {**LONG, "max_tokens": 300}
+        with client.stream("POST", "/v1/completions", json=asked) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            *_, last, done = lines
+        assert done == "data: [DONE]"
+        told = json.loads(last.removeprefix("data: "))
+        assert told["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(timeout=HANGS_S) == 0
+    assert record_of(server, told["scope"]["request_id"])["n_answer"] == 300
+    assert not runs(pid)
+
+
+def test_behaviour_25_what_goes_on_past_the_deadline_is_ended(tmp_path: Path) -> None:
+    config = STATE.replace("serve:\n", "serve:\n    drain_s: 0.2\n")
+    site = furnished(tmp_path / "site", config)
+    with attached(site, "--context-shift") as server, server.client() as client:
+        pid = server_pid(server)
+        asked = {"json": ENDLESS, "headers": {"x-request-id": "endless"}}
+        with client.stream("POST", "/v1/completions", **asked) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            *_, last = lines
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
+        assert server.process.wait(timeout=HANGS_S) == 0
+    assert record_of(server, "endless")["finish_reason"] == "cancelled"
     assert not runs(pid)
 
 
