@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,29 +88,29 @@ def compare(
     saes = opened(sae, model)
     if against is not None:
         opened(sae, against)
+    from scope_runtime.inspect.compare import compare as run
+    from scope_runtime.inspect.compare import gathered
+
     with asking.reader(model, quiet=output.as_json) as reader:
-        a = _read(asking, reader, samples[0].texts, saes)
+        a = gathered(_read(asking, reader, samples[0].texts, saes), saes)
         names = (model.stem, against.stem) if against is not None else (samples[0].name, "")
         if len(samples) == 2:
             names = (samples[0].name, samples[1].name)
-            b = _read(asking, reader, samples[1].texts, saes)
+            b = gathered(_read(asking, reader, samples[1].texts, saes), saes)
         elif against is None:
             names, b = ("unsteered", "steered"), a
             reader.under(None)
-            a = _read(asking, reader, samples[0].texts, saes)
+            a = gathered(_read(asking, reader, samples[0].texts, saes), saes)
     if against is not None:
         with asking.reader(against, quiet=output.as_json) as reader:
-            b = [_again(reader, one, saes) for one in a]
-    if all(each.has_answer for each in (*a, *b)):
-        a, b = [each.answer() for each in a], [each.answer() for each in b]
-    from scope_runtime.inspect.compare import compare as run
-
+            b = gathered((_again(reader, one, saes) for one in a.readings), saes)
     found = run(
         a,
         b,
         saes,
         names=names,
         paired=len(samples) == 1,
+        answers=all(each.has_answer for each in (*a.readings, *b.readings)),
         at=counted,
         alpha=alpha,
         top=top,
@@ -135,8 +136,8 @@ def _samples(texts: list[str], files: list[Path]) -> list[Sample]:
     return [Sample(stem, texts_of(None, path)) for stem, path in zip(stems, files, strict=True)]
 
 
-def _read(asking: Asking, reader: Reader, texts: list[Text], saes: SaeLayers) -> list[Reading]:
-    return [asking.read(reader, text, saes, f"text {n}") for n, text in enumerate(texts)]
+def _read(asking: Asking, reader: Reader, texts: list[Text], saes: SaeLayers) -> Iterator[Reading]:
+    return (asking.read(reader, text, saes, f"text {n}") for n, text in enumerate(texts))
 
 
 def _again(reader: Reader, read: Reading, saes: SaeLayers) -> Reading:

@@ -1,6 +1,6 @@
 """Looking inside: what texts light up, what differs, which features a behaviour hangs on, how strong to act on them."""
 
-from scope_runtime.inspect.compare import Comparison, Difference, compare
+from scope_runtime.inspect.compare import Comparison, Difference, Gathered, compare, gathered
 from scope_runtime.inspect.drawing import write_png
 from scope_runtime.inspect.features import FeatureRef
 from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, find
@@ -29,6 +29,7 @@ __all__ = [
     "FeatureRef",
     "Found",
     "FoundFeature",
+    "Gathered",
     "Intervention",
     "Limits",
     "Lit",
@@ -53,6 +54,7 @@ __all__ = [
     "comparison_picture",
     "encode_kinds",
     "find",
+    "gathered",
     "propose",
     "rank",
     "recorded",

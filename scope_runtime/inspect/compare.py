@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect.differences import Floats, Permutations, effects, least_p, permuted
 from scope_runtime.inspect.features import FeatureRef, feature
+from scope_runtime.inspect.kept import Joined, Kept
 from scope_runtime.inspect.reading import Reading
-from scope_runtime.inspect.sample import Pool
-from scope_runtime.inspect.trace import columns, encoded, settled
+from scope_runtime.inspect.sample import Pool, Sample
+from scope_runtime.inspect.trace import encoded, settled
 from scope_runtime.pack_types import F32Array
-from scope_runtime.sae import Active, SaeLayers
+from scope_runtime.sae import SaeLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +105,48 @@ class Comparison:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """Texts that were read and encoded, residuals as a policy left them; these are not held.
+
+    Attributes:
+        readings: without residuals.
+        kept: their active latents, tokens counted over all texts.
+    """
+
+    readings: tuple[Reading, ...]
+    kept: Kept = field(repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all texts."""
+        return sum(len(each.tokens) for each in self.readings)
+
+
+def gathered(readings: Iterable[Reading], saes: SaeLayers) -> Gathered:
+    """Encodes texts one by one as they are read, and lets go of their residuals.
+
+    Raises:
+        UsageError: a text was not read at every layer.
+        PackError: a layer cannot be used as a whole.
+    """
+    kept, bare, n_tokens = Kept(), list[Reading](), 0
+    for reading in readings:
+        for layer, active in encoded(reading, saes, after=True).items():
+            kept.add(layer, n_tokens, active)
+        n_tokens += len(reading.tokens)
+        bare.append(replace(reading, layers={}, after={}))
+    return Gathered(tuple(bare), kept)
+
+
 def compare(
-    a: Sequence[Reading],
-    b: Sequence[Reading],
+    a: Iterable[Reading] | Gathered,
+    b: Iterable[Reading] | Gathered,
     saes: SaeLayers,
     *,
     names: tuple[str, str] = ("A", "B"),
     paired: bool | None = None,
+    answers: bool = False,
     at: Pool | str = Pool.MEAN,
     alpha: float = 0.05,
     top: int = 10,
@@ -122,6 +158,7 @@ def compare(
         a: texts; b: others, or the same texts as another model or another policy has them.
         saes: whole layers, which the readings have.
         paired: whether text i of a belongs to text i of b; by default where they have prompts or all tokens in common.
+        answers: of each text its answer alone is compared.
         at: how a text's tokens become one number.
         alpha: the chance of naming any feature as different while nothing differs, 0 to 1.
         top: how many features to list.
@@ -131,59 +168,84 @@ def compare(
         UsageError: a sample is empty, pairs do not go up, or a number is out of range.
         PackError: a layer cannot be used as a whole.
     """
-    if not a or not b:
-        raise UsageError("there is nothing to compare", found=f"{len(a)} and {len(b)} texts")
+    one, two = (each if isinstance(each, Gathered) else gathered(each, saes) for each in (a, b))
+    whole = (*one.readings, *two.readings)
+    n = len(one.readings)
+    if not 0 < n < len(whole):
+        raise UsageError("there is nothing to compare", found=f"{n} and {len(whole) - n} texts")
     if top < 1 or not 0 < alpha < 1:
         raise UsageError(
             "top or alpha is out of range",
             found=f"top {top}, alpha {alpha:g}",
             expected="1 or more, 0 to 1",
         )
-    pairs = _belong(a, b) if paired is None else paired
-    if pairs and len(a) != len(b):
-        raise UsageError("texts do not pair up", found=f"{len(a)} and {len(b)}")
+    texts = tuple(each.answer() if answers else each for each in whole)
+    pairs = _belong(texts[:n], texts[n:]) if paired is None else paired
+    if pairs and len(texts) != 2 * n:
+        raise UsageError("texts do not pair up", found=f"{n} and {len(texts) - n}")
     how = Pool(at)
-    active_a = [encoded(each, saes, after=True) for each in a]
-    active_b = [encoded(each, saes, after=True) for each in b]
-    every = [_measured(one, text, how, saes) for one, text in zip(active_a, a, strict=True)]
-    every += [_measured(one, text, how, saes) for one, text in zip(active_b, b, strict=True)]
-    values = np.stack(every)
-    lit = np.flatnonzero(values.any(axis=0))
-    values_a, values_b = values[: len(a), lit], values[len(a) :, lit]
-    effect, test = _judged(values_a, values_b, pairs, alpha, seed)
-    change = values_b.mean(axis=0) - values_a.mean(axis=0)
+    read = _sample(whole, texts, Joined(one.kept, two.kept, one.n_tokens), n)
+    found = read.pooled(how, fewest=1)
+    values = found.values.astype(np.float64)
+    effect, test = _judged(values[:n], values[n:], pairs, alpha, seed)
+    means = values[:n].mean(axis=0), values[n:].mean(axis=0)
+    change = means[1] - means[0]
     order = np.argsort(-np.abs(change if effect is None else effect), kind="stable")[:top]
-    shown = [_feature(saes, int(lit[i])) for i in order]
-    at_a = tuple(_columns(one, shown, text) for one, text in zip(active_a, a, strict=True))
-    at_b = tuple(_columns(one, shown, text) for one, text in zip(active_b, b, strict=True))
+    places = [(int(found.layers[i]), int(found.ids[i])) for i in order]
+    every = read.activations(places)
+    columns = tuple(
+        every[end - len(text.tokens) : end]
+        for text, end in zip(texts, read.starts[1:].tolist(), strict=True)
+    )
     differences = tuple(
         Difference(
-            shown[place],
-            float(values_a[:, i].mean()),
-            float(values_b[:, i].mean()),
+            feature(saes, *places[place]),
+            float(means[0][i]),
+            float(means[1][i]),
             None if effect is None else float(effect[i]),
             None if test is None else float(test.p[i]),
-            _spike(at_a, a, place),
-            _spike(at_b, b, place),
+            _spike(columns[:n], texts[:n], place),
+            _spike(columns[n:], texts[n:], place),
         )
         for place, i in enumerate(order)
     )
     return Comparison(
         names,
-        tuple(a),
-        tuple(b),
+        texts[:n],
+        texts[n:],
         how,
         pairs,
-        pairs and all(x.tokens == y.tokens for x, y in zip(a, b, strict=True)),
+        pairs and all(x.tokens == y.tokens for x, y in zip(texts[:n], texts[n:], strict=True)),
         differences,
-        at_a,
-        at_b,
-        len(lit),
+        columns[:n],
+        columns[n:],
+        len(found.ids),
         None if test is None else int((test.p <= alpha).sum()),
         test,
         alpha,
-        next(n for n in range(2, 64) if least_p(n, n, paired=pairs) <= alpha or n == 63),
+        next(k for k in range(2, 64) if least_p(k, k, paired=pairs) <= alpha or k == 63),
     )
+
+
+def _sample(
+    whole: Sequence[Reading], texts: Sequence[Reading], kept: Joined, n_first: int
+) -> Sample:
+    """As `sample` makes it.
+
+    Args:
+        whole: texts as they were read.
+        texts: of each what is compared, which is the end of it.
+        kept: of both.
+        n_first: how many of them are a's.
+    """
+    lengths = [len(each.tokens) for each in whole]
+    starts = np.cumsum([0, *lengths], dtype=np.int64)
+    begins = [
+        int(end) - len(text.tokens) + counted(text).start
+        for text, end in zip(texts, starts[1:], strict=True)
+    ]
+    tokens = np.concatenate([np.array(each.tokens, np.int32) for each in whole])
+    return Sample(tokens, starts, np.array(begins), np.arange(len(whole)) >= n_first, kept)
 
 
 def _belong(a: Sequence[Reading], b: Sequence[Reading]) -> bool:
@@ -219,37 +281,6 @@ def pooled(values: F32Array, reading: Reading, at: Pool) -> F32Array:
         return np.asarray(values[-1])
     here = values[counted(reading)]
     return np.asarray(here.mean(axis=0) if at is Pool.MEAN else here.max(axis=0))
-
-
-def _measured(active: Mapping[int, Active], reading: Reading, at: Pool, saes: SaeLayers) -> Floats:
-    """One number for each latent of every layer, layers in their order."""
-    out = []
-    for layer in saes.layers:
-        one = active[layer]
-        first = one.n_tokens - 1 if at is Pool.LAST else counted(reading).start
-        begin = int(one.indptr[first])
-        ids, values = one.ids[begin:], np.maximum(one.values[begin:], 0).astype(np.float64)
-        column = np.zeros(one.d_sae)
-        if at is Pool.MEAN:
-            np.add.at(column, ids, values / (one.n_tokens - first))
-        else:
-            np.maximum.at(column, ids, values)
-        out.append(column)
-    return np.concatenate(out)
-
-
-def _feature(saes: SaeLayers, place: int) -> FeatureRef:
-    for sae in saes:
-        if place < sae.d_sae:
-            return feature(saes, sae.layer, place)
-        place -= sae.d_sae
-    raise AssertionError("a place beyond the last layer")
-
-
-def _columns(
-    active: Mapping[int, Active], features: Sequence[FeatureRef], reading: Reading
-) -> F32Array:
-    return np.maximum(columns(active, features, len(reading.tokens)), 0)
 
 
 def _spike(activations: Sequence[F32Array], texts: Sequence[Reading], place: int) -> Spike:

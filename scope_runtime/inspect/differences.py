@@ -79,7 +79,7 @@ def permuted(a: Floats, b: Floats, *, paired: bool, seed: int) -> Permutations:
         exact, arrangements = _masks(len(a), len(b), rng)
         scores = (_of_masks(every, part) for part in _parts(arrangements, rows))
     largest = np.concatenate([np.abs(each).max(axis=1, initial=0.0) for each in scores])
-    at_least = (largest[:, None] >= observed - 1e-9).sum(axis=0)
+    at_least = len(largest) - np.searchsorted(np.sort(largest), observed - 1e-9)
     n = len(arrangements)
     p = at_least / n if exact else (at_least + 1) / (n + 1)
     return Permutations(p, n, exact)

@@ -70,6 +70,24 @@ class Kept:
             yield piece.first, Active(indptr, ids, values, self._d_sae[layer])
 
 
+class Joined:
+    """The latents of two, one after the other, the other's tokens counted on from ``n_tokens``."""
+
+    def __init__(self, one: Kept, two: Kept, n_tokens: int) -> None:
+        self._one, self._two, self._n_tokens = one, two, n_tokens
+
+    @property
+    def d_sae(self) -> dict[int, int]:
+        """As of `Kept`."""
+        return self._one.d_sae
+
+    def pieces(self, layer: int) -> Iterator[tuple[int, Active]]:
+        """As of `Kept`."""
+        yield from self._one.pieces(layer)
+        for first, active in self._two.pieces(layer):
+            yield self._n_tokens + first, active
+
+
 def roomy(shape: tuple[int, int]) -> F32Array:
     """An array of zeros; a large one lies in a file that is gone with it."""
     if 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:

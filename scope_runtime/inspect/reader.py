@@ -10,6 +10,7 @@ from typing import Any
 from scope_runtime.audit.logged import Logged
 from scope_runtime.errors import Location, UsageError
 from scope_runtime.inspect.reading import Reading, Said, decoded
+from scope_runtime.inspect.texts import parted
 from scope_runtime.llama.chat import Message
 from scope_runtime.llama.observe import NextToken, Observed
 from scope_runtime.pack_types import F32Array
@@ -157,18 +158,13 @@ class Reader:
         self, text: str | Sequence[Message] | Sequence[int], *, chat: bool = False
     ) -> tuple[list[int], int | None]:
         """Token ids as `text` reads them, and how many of them are prompt where the messages end with an answer."""
-        if isinstance(text, str) and not chat:
-            return self._runtime.tokenize(text), None
-        if isinstance(text, str):
-            return self._runtime.tokenize_chat(text), None
-        ids = [each for each in text if isinstance(each, int)]
-        if len(ids) == len(text):
-            return ids, None
-        messages = [each for each in text if not isinstance(each, int)]
-        if messages[-1]["role"] != "assistant" or len(messages) == 1:
-            return self._runtime.tokenize_chat(messages), None
-        asked = self._runtime.tokenize_chat(messages[:-1])
-        return asked + self._runtime.tokenize_answer(messages[-1]["content"]), len(asked)
+        if not isinstance(text, str):
+            ids = [each for each in text if isinstance(each, int)]
+            if len(ids) == len(text):
+                return ids, None
+        said = text if isinstance(text, str) else [m for m in text if not isinstance(m, int)]
+        prompt, answer = parted(self._runtime, said, chat=chat)
+        return prompt + answer, len(prompt) if answer else None
 
     def pieces(self, tokens: Iterable[int]) -> tuple[str, ...]:
         """The text of each token; see `Reading.pieces`."""

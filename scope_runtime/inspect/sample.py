@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect.ahead import Ahead
-from scope_runtime.inspect.kept import Kept, roomy
+from scope_runtime.inspect.kept import Joined, Kept, roomy
 from scope_runtime.pack_types import F32Array, I64Array
 from scope_runtime.sae.active import Active
 from scope_runtime.types import StrEnum
@@ -34,7 +34,7 @@ class Pool(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pooled:
-    """One number for each text and each feature that is active in `FEWEST_TEXTS` texts or more.
+    """One number for each text and each feature that is active in texts enough, by default `FEWEST_TEXTS`.
 
     Attributes:
         layers: of the features, (n_features,).
@@ -66,7 +66,7 @@ class Sample:
     starts: I64Array = field(repr=False)
     begins: I64Array = field(repr=False)
     positive: npt.NDArray[np.bool_]
-    kept: Kept = field(repr=False)
+    kept: Kept | Joined = field(repr=False)
     ahead: Ahead | None = field(default=None, repr=False)
 
     @property
@@ -84,10 +84,10 @@ class Sample:
                 out[first : first + len(here), columns] = here
         return np.maximum(out, 0)
 
-    def pooled(self, at: Pool = Pool.MAX) -> Pooled:
-        """One number for each text and feature."""
+    def pooled(self, at: Pool = Pool.MAX, *, fewest: int = FEWEST_TEXTS) -> Pooled:
+        """One number for each text, and each feature that is active in ``fewest`` texts or more."""
         sizes = self.kept.d_sae
-        often = {layer: self._often(layer, at) for layer in sizes}
+        often = {layer: self._often(layer, at, fewest) for layer in sizes}
         ids = np.concatenate(list(often.values()))
         # Features first, as they are read: some of them for all texts.
         values = roomy((len(ids), self.n_texts))
@@ -99,12 +99,12 @@ class Sample:
         layers = np.repeat(np.array(list(often), np.int64), [*map(len, often.values())])
         return Pooled(layers, ids, values.T, sum(sizes.values()))
 
-    def _often(self, layer: int, at: Pool) -> I64Array:
+    def _often(self, layer: int, at: Pool, fewest: int) -> I64Array:
         """Ids of the latents that are active in enough texts."""
         counts = np.zeros(self.kept.d_sae[layer], np.int64)
         for _, column in self._columns(layer, at):
             counts += column > 0
-        return np.flatnonzero(counts >= FEWEST_TEXTS)
+        return np.flatnonzero(counts >= fewest)
 
     def _columns(self, layer: int, at: Pool) -> Iterator[tuple[int, F32Array]]:
         """Each text's number, and one number for each latent, (d_sae,)."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scope_runtime.errors import UsageError
 from scope_runtime.inspect import Reader, Reading, compare
+from scope_runtime.inspect.compare import gathered
 from scope_runtime.inspect.words import comparison_words
-from scope_runtime.sae import SaeLayers
+from scope_runtime.policy.model import GateKind
+from scope_runtime.sae import FullLayer, SaeLayers, WholeEncoder
 from tests.inspect.conftest import ENGLISH_ONLY, F16, MODEL, QUESTION, drawn, mirrors
 
 
@@ -138,3 +142,50 @@ def test_two_quantisations_read_the_same_tokens(reader: Reader) -> None:
     assert 0 < max(moved) < largest
     same = compare(one, one, saes)
     assert all(each.a == each.b for each in same.differences)
+
+
+WIDTH, K, LENGTH, N_TEXTS = 256, 4, 400, 60
+
+
+def wide_reading(number: int) -> Reading:
+    rng = np.random.default_rng(number)
+    h = rng.random((LENGTH, WIDTH), dtype=np.float32)
+    h[:, 17] += number >= N_TEXTS // 2
+    tokens = tuple(range(LENGTH))
+    return Reading(f"text {number}", tokens, ("x",) * LENGTH, None, {3: h}, {3: h})
+
+
+def test_texts_are_let_go_of_as_they_are_read() -> None:
+    """25 MB of residuals at a peak below 10 MB, and the same means as numpy has with all of them at once."""
+    encoder = WholeEncoder(np.eye(WIDTH, dtype=np.float32), "F32", np.zeros(WIDTH, np.float32))
+    layer = FullLayer(
+        layer=3,
+        encoder=encoder,
+        gate=GateKind.TOPK,
+        k=K,
+        file=Path("wide"),
+        decoder=lambda ids: np.eye(WIDTH, dtype=np.float32)[ids],
+    )
+    saes = SaeLayers("wide", "test", (3,), lambda number: layer)
+    half = N_TEXTS // 2
+    n_bytes = 4 * N_TEXTS * LENGTH * WIDTH
+    tracemalloc.start()
+    try:
+        one = gathered(map(wide_reading, range(half)), saes)
+        two = gathered(map(wide_reading, range(half, N_TEXTS)), saes)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    found = compare(one, two, saes, paired=False, top=3)
+    assert peak < 0.4 * n_bytes, peak
+    assert not found.a[0].layers
+    means = []
+    for number in range(N_TEXTS):
+        h = wide_reading(number).layers[3][1:]
+        least = np.sort(h, axis=1)[:, -K]
+        means.append(np.where(h >= least[:, None], h, 0).mean(axis=0, dtype=np.float64))
+    assert found.differences[0].feature.id == 17
+    for each in found.differences:
+        column = np.array(means)[:, each.feature.id]
+        assert each.a == pytest.approx(column[:half].mean(), rel=1e-5)
+        assert each.b == pytest.approx(column[half:].mean(), rel=1e-5)
