@@ -20,6 +20,7 @@ _STEERS = "it steers, and what no policy says is not on record"
 _KV = "it would use KV that was computed under another policy"
 _CHECKPOINTS = "what a checkpoint brings back is KV that nobody can say the policy of"
 _TOOLS = "it lets the server act by itself, around the gateway"
+_UNPINNED = "llama-server picks an embedding's slot itself, so nobody could say under which policies it is computed"
 _OTHER = "the server would do something else than answer"
 _LOG = "what it says is passed on, and quoted where it does not start"
 _SLEEPS = "a model that is loaded again is a context that nobody has proved"
@@ -36,8 +37,8 @@ _REASONS: Mapping[str, str] = {
     _CHECKPOINTS: "-ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step",
     _TOOLS: "--tools --tools-runtime --mcp-servers-config --mcp-servers-json -ag --agent "
     "--ui-mcp-proxy --webui-mcp-proxy",
-    _OTHER: "-h --help --usage --version -cl --cache-list --completion-bash --list-devices --embedding --embeddings "
-    "--rerank --reranking",
+    _OTHER: "-h --help --usage --version -cl --cache-list --completion-bash --list-devices",
+    _UNPINNED: "--embedding --embeddings --rerank --reranking",
     _SLEEPS: "--sleep-idle-seconds",
     _LOG: "--log-file --log-disable",
 }

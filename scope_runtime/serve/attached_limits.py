@@ -11,7 +11,9 @@ from scope_runtime.serve.ask import Ask
 from scope_runtime.serve.errors import ApiError
 from scope_runtime.serve.parse import FORM
 
-CHATS = tuple("tools tool_choice reasoning_format reasoning_effort chat_template_kwargs".split())
+CHATS = tuple(
+    "tools tool_choice reasoning_format reasoning_effort chat_template_kwargs thinking_budget_tokens".split()
+)
 """Parameters that only the route of chats knows."""
 
 MAX_LAST_N = 65_536

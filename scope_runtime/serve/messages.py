@@ -178,7 +178,18 @@ def _thinking(thinking: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if kind not in ("enabled", "disabled"):
         raise unknown(kind, "thinking")
-    return {"chat_template_kwargs": {"enable_thinking": kind == "enabled"}}
+    told: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": kind == "enabled"}}
+    budget = (thinking or {}).get("budget_tokens")
+    if kind == "disabled" or budget is None:
+        return told
+    if type(budget) is not int or not 0 <= budget < 2**31:
+        raise ApiError(
+            400,
+            "budget_tokens is a number of tokens.",
+            code="invalid_value",
+            param="thinking.budget_tokens",
+        )
+    return {**told, "thinking_budget_tokens": budget}
 
 
 class MessagesTeller:

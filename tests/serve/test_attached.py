@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from scope_runtime.attached.arguments import REFUSED
 from scope_runtime.runtime import Runtime
 from tests.conftest import Scope
 from tests.serve.conformance import CHECKS, Endpoint
-from tests.serve.conftest import HANGS_S, MODEL, OTHER, USER, Server
+from tests.serve.conftest import HANGS_S, MODEL, OTHER, USER, Server, serving
 from tests.serve.over_server import (
     ASKED,
     ENDLESS,
@@ -266,6 +267,25 @@ def test_whoever_interrupts_twice_leaves_no_server_running(site: Path) -> None:
             server.process.send_signal(signal.SIGINT)
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(timeout=HANGS_S) == 128 + signal.SIGTERM
+    assert not runs(pid)
+
+
+LOADS_FOR_EVER = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("loads", os.getpid(), flush=True)
+signal.pause()
+"""
+
+
+def test_an_interrupt_while_a_server_loads_leaves_none_running(site: Path) -> None:
+    engine = ("--engine", "llama-server", "--llama-server", sys.executable)
+    loads = ("--", "-c", LOADS_FOR_EVER, "-m", "model.gguf")
+    with serving(site, "--config", "scope.yaml", *engine, *loads, wait=False) as server:
+        pid = int(server.wait_for("llama-server: loads "))
+        assert runs(pid)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=HANGS_S) == 128 + signal.SIGTERM
     assert not runs(pid)
 
 

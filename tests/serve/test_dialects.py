@@ -163,6 +163,11 @@ def test_tools_and_forms_come_through() -> None:
     assert messages_ask(messages=AS_MESSAGES[:1], thinking={"type": "disabled"}).passed == {
         "chat_template_kwargs": {"enable_thinking": False}
     }
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    assert messages_ask(messages=AS_MESSAGES[:1], thinking=thinking).passed == {
+        "chat_template_kwargs": {"enable_thinking": True},
+        "thinking_budget_tokens": 1024,
+    }
     assert messages_ask(messages=AS_MESSAGES[:1], stop_sequences=["x"]).sampling.stop == ("x",)
     assert responses_ask(input="hi", reasoning={"effort": "low"}).passed == {
         "reasoning_effort": "low"
@@ -180,6 +185,7 @@ def test_tools_and_forms_come_through() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "text is no text"),
         ({"thinking": {"type": "wild"}}, "'wild'"),
+        ({"thinking": {"type": "enabled", "budget_tokens": "x"}}, "a number of tokens"),
         ({"output_config": {"format": {"type": "xml"}}}, "Input should be"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": []}]}]},
