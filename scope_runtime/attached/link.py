@@ -157,6 +157,12 @@ class Request:
                 raise
             raise EngineGone("llama-server is gone") from None
 
+    @property
+    def first(self) -> Program:
+        """What its first position was computed under."""
+        kept = self.reusable and self.begun.spans
+        return self.program if kept else self.link.programs.first_of(self.slot)
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:

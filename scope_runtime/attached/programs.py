@@ -35,6 +35,10 @@ class SlotPrograms:
         self._held: dict[tuple[str, str], int] = {}  # what a program does, and its revision
         self._requests: dict[int, RequestContext] = {}
         self._serials: dict[int, int] = {}  # of every slot with a request
+        # What each of them began under, unless something else was its first; and all that it may have run under: the
+        # hook tells a request's spans when it is over, and somebody must still know what they are called then.
+        self._first: dict[int, Program] = {}
+        self._ran: dict[int, set[int]] = {}
         self._unsure: set[int] = (
             set()
         )  # slots that may be open in the hook, by a command that came too late
@@ -94,6 +98,13 @@ class SlotPrograms:
                 if serials != self._serials:
                     self._hook.assign(serials)
                 self.source, self._serials = source, serials
+                for slot, serial in held.items():
+                    self._ran[slot].add(serial)
+                    with suppress(
+                        HookError
+                    ):  # the server was killed: nothing of it goes out any more
+                        if not self._hook.slot(slot).n_columns:
+                            self._first[slot] = programs[slot]
                 self._since_use = self._hook.status.n_ubatches
                 took_ms = (time.perf_counter() - began) * 1e3
                 self._release_old()
@@ -134,17 +145,22 @@ class SlotPrograms:
         with self._lock:
             return self.programs[self._serials[slot]]
 
+    def first_of(self, slot: int) -> Program:
+        """What the first token was computed under that a slot's request computed; what the next will be if none was."""
+        with self._lock:
+            return self._first[slot]
+
     def end(self, slot: int) -> None:
         """The slot's request is over; lets go of programs of old sources that no slot and no span names."""
         with self._lock:
-            self._requests.pop(slot, None)
-            self._serials.pop(slot, None)
+            for of_slots in (self._requests, self._serials, self._first, self._ran):
+                of_slots.pop(slot, None)
             if not self._hook.alive:
                 return
             self._release_old()
             spans = [self._hook.slot(each).spans or () for each in range(self._n_slots)]
             named = {span.serial for of_slot in spans for span in of_slot}
-            kept = {*self._serials.values(), *named, *self._held.values()}
+            kept = named.union(self._held.values(), *self._ran.values())
             for serial in set(self.programs) - kept:
                 del self.programs[serial]
 
@@ -176,6 +192,7 @@ class SlotPrograms:
                 # Somebody else's end may have let go of it in between.
                 if self._held.get(_key(program)) == serial:
                     self._serials[slot], self._requests[slot] = serial, request
+                    self._first[slot], self._ran[slot] = program, {serial}
                     return serial
 
     def _hold(self, program: Program) -> int:

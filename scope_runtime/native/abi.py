@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scope_runtime.errors import HookError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 UNKNOWN_SERIAL = 2**64 - 1
 ATTACH_CALLBACK, ATTACH_COLUMNS, ATTACH_MEMORY = 1, 2, 4
 

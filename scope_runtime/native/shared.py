@@ -13,7 +13,7 @@ from pathlib import Path
 from scope_runtime.errors import HookError
 from scope_runtime.native.abi import ERR_BYTES, HookStats, RawEvent, RawSpan, library
 
-MAX_SLOTS, MAX_EXPECTED, MAX_SPANS = 256, 64, 16
+MAX_SLOTS, MAX_EXPECTED, MAX_SPANS = 256, 64, 64
 NONE, LOADED, REACHED, RECOGNISED, REFUSED = range(5)
 
 _HOLD, _RELEASE, _ASSIGN, _BEGIN, _END, _EXPECT = range(1, 7)

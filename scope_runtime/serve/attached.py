@@ -155,7 +155,7 @@ class AttachedEngine:
                 timing.stop()
                 if not began:
                     began = True
-                    yield Began(request.program.revision, changing(request.program))
+                    yield Began(request.first.revision, changing(request.first))
                 part = self._wire.read(event, request.sampling.top_logprobs)
                 if not request.sampling.max_tokens:
                     part = nothing(part)

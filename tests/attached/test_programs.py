@@ -126,6 +126,30 @@ def test_a_swap_gives_a_slot_the_program_of_the_request_that_it_has_by_then() ->
     assert (now.digest, now.revision) == ("theirs", "two")
 
 
+def test_what_a_request_ran_under_stays_known_until_it_is_over() -> None:
+    """Its spans name it then; another's end comes before."""
+    programs = SlotPrograms(Hook(), 2, Source("one"))  # type: ignore[arg-type]
+    for slot in range(2):
+        programs.begin(slot, slot, of("same"))
+    (serial,) = (n for n, program in programs.programs.items() if program.digest == "same")
+    programs.use(Source("two"), now=True)  # type: ignore[arg-type]
+    programs.end(1)
+    assert programs.programs[serial].revision == "one"
+    programs.end(0)
+    assert {program.revision for program in programs.programs.values()} == {"two"}
+
+
+def test_a_requests_first_program_is_that_of_its_first_token() -> None:
+    hook: Any = Hook()
+    programs = SlotPrograms(hook, 2, Source("one"))  # type: ignore[arg-type]
+    for slot in range(2):
+        programs.begin(slot, slot, of("same"))
+    # The prompt of one is computed when the policies change, that of the other is not.
+    hook.slot = lambda slot: replace(BEGUN, slot=slot, request_id=slot, n_columns=7 * slot)
+    programs.use(Source("two"), now=True)  # type: ignore[arg-type]
+    assert [programs.first_of(slot).revision for slot in range(2)] == ["two", "one"]
+
+
 def test_a_program_of_the_stand_in_source_is_real() -> None:
     """What these tests make up is what a source gives."""
     real = ProgramSource(None, ModelShape("qwen3", 4, 256))

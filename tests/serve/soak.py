@@ -42,12 +42,13 @@ spec:
   features:
     f: {{pack: packs/tiny-qwen3.gguf, layer: 3, id: {feature}}}
   rules:
-    - {{name: {name}, amplify: f, alpha: {alpha}, when: {{phase: {phase}}}}}
+    - {{name: {name}, amplify: f, alpha: {alpha}{when}}}
 """
 POLICIES = (
-    ("of-acme", "{tenant: acme}", 767, "prompt"),
-    ("of-globex", "{tenant: globex}", 28, "generation"),
-    ("of-search", "{team: search}", 843, "generation"),
+    # The first makes no difference between prompt and answer: over llama-server, only such KV is ever kept.
+    ("of-acme", "{tenant: acme}", 767, ""),
+    ("of-globex", "{tenant: globex}", 28, ", when: {phase: prompt}"),
+    ("of-search", "{team: search}", 843, ", when: {phase: generation}"),
 )
 TEAMS = ("", "team=search", "team=travel")
 
@@ -207,13 +208,13 @@ async def _ask(client: httpx.AsyncClient, number: int, seen: Seen) -> None:
 
 def policy(number: int, generation: int) -> str:
     """The text of one of the policies; each generation pushes a little differently."""
-    name, selector, feature, phase = POLICIES[number]
+    name, selector, feature, when = POLICIES[number]
     return POLICY.format(
         name=name,
         generation=generation,
         selector=selector,
         feature=feature,
-        phase=phase,
+        when=when,
         alpha=1 + generation % 7,
     )
 

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define SCOPE_ABI_VERSION 2u
+#define SCOPE_ABI_VERSION 3u
 
 typedef struct scope_hook scope_hook;
 typedef struct scope_program scope_program;

@@ -20,7 +20,7 @@ extern "C" {
 #define SCOPE_SHARED_VERSION 1u
 #define SCOPE_MAX_SLOTS 256
 #define SCOPE_MAX_EXPECTED 64
-#define SCOPE_MAX_SPANS 16
+#define SCOPE_MAX_SPANS 64
 
 enum scope_command_kind {
   SCOPE_COMMAND_HOLD = 1,    /* serial: load program-SERIAL.bin */
