@@ -240,10 +240,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
+        told = ApiError(error.status_code, str(error.detail), headers=error.headers)
         if error.status_code == 404:
             place = f"{request.method} {request.url.path}"[:_SHOWN]
-            return ApiError(404, f"Unknown request URL: {place}.", code="unknown_url").response()
-        told = ApiError(error.status_code, str(error.detail), headers=error.headers)
+            told = ApiError(404, f"Unknown request URL: {place}.", code="unknown_url")
         return told.response(request.url.path)
 
     @app.exception_handler(Exception)

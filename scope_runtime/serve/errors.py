@@ -21,7 +21,7 @@ _TYPES = {
     504: "timeout_error",
 }
 ANTHROPIC = "/v1/messages"
-"""The route whose errors have Anthropic's shape."""
+"""The route whose errors have Anthropic's shape, and what is below it."""
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -83,7 +83,8 @@ class ApiError(ScopeError):
 
     def response(self, path: str = "") -> Response:
         """The whole answer, in the shape of the route that was asked."""
-        body = self.anthropic_body if path == ANTHROPIC else self.body
+        theirs = path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
+        body = self.anthropic_body if theirs else self.body
         return JsonResponse(body, status_code=self.status, headers=self.headers)
 
 

@@ -13,7 +13,7 @@ from tests.serve.conftest import CONFIG, USER, Server, furnish, serving
 from tests.support.stock_server import server_path
 
 STATE = CONFIG.replace("policy: {path: policies}", "policy: {path: policies, state: state}")
-HANGS_SOON = STATE.replace("serve:\n", "serve:\n    engine_hangs_s: 3\n")
+HANGS_SOON = STATE.replace("serve:\n", "serve:\n    engine_hangs_s: 6\n")
 OPTIONS = ("-np", "4", "-c", "16384", "-t", "1", "--no-repack", "--no-webui")
 
 POLICY = """\

@@ -251,7 +251,7 @@ def test_a_hung_server_fails_what_waits_for_it_and_is_replaced(tmp_path: Path) -
         assert not runs(pid)
         assert text_of(ask(server)) == plain
         (lost,) = [record for record in server.records() if record["what"] == "server-lost"]
-        assert lost["how"] == "no sign of life for 3 s; ended by SIGKILL"
+        assert lost["how"] == "no sign of life for 6 s; ended by SIGKILL"
         assert record_of(server, "streams")["finish_reason"] == "error"
         assert server.stop() == 0
 

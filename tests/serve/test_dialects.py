@@ -448,6 +448,8 @@ def test_errors_have_the_shape_of_their_api() -> None:
     (*_, end) = events_of(answer_of([*ANSWER[:4], LOST], "responses", input="hi", stream=True))
     assert end["type"] == "error"
     assert end["error"] == plain.json()["error"]
+    nowhere = answer_of(ANSWER, "messages/count_tokens", **IN_MESSAGES)
+    assert nowhere.json()["error"]["type"] == "not_found_error"
     refused = answer_of(ANSWER, "messages", max_tokens=1)
     assert (refused.status_code, refused.json()["type"]) == (400, "error")
     assert refused.json()["error"]["param"] == "messages"
