@@ -15,15 +15,16 @@ MAX_NESTING = 64
 MAX_OPTIONAL = 200
 """Parts that may be left out: llama.cpp's work grows with about the cube of how many stand in a row; 300 take 20 s."""
 
-_OPTIONAL = re.compile(r"[?*]|\{\s*0*\s*,")
+_OPTIONAL = re.compile(r"[?*]|\{\s*(?:0+\s*)?,")
 
 MAX_PATTERN = 20_000
 """Characters that a schema's pattern is long when its repetitions are written out, which the converter does."""
 
 _COUNTED = ("minLength", "maxLength", "minItems", "maxItems")
-_PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}|.", re.DOTALL)
+_PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]?|\{[\d\s,]*\}|.", re.DOTALL)
 _UNROLLED = re.compile(
-    r"""\((?P<part>(?:"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[\w-]+)(?:\ (?:"(?:\\.|[^"\\])*"|[\w-]+))*)
+    r"""(?P<text>"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?)
+    |\((?P<part>(?:"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[\w-]+)(?:\ (?:"(?:\\.|[^"\\])*"|[\w-]+))*)
     (?P<more>(?:\ \((?P=part))*)(?P<ends>(?:\)\?)+)""",
     re.VERBOSE,
 )
@@ -153,20 +154,22 @@ def _too_far(found: str, key: str | None = None) -> UsageError:
 
 
 def _written_out(pattern: str) -> int:
-    """Characters of a regular expression, its repetitions written out."""
+    """Characters of a regular expression, its repetitions written out; no more are counted than are too many."""
     groups, last = [0], 0
     for token in _PATTERN.finditer(pattern):
         text = token[0]
         if text.startswith("{") and len(text) > 1:
-            times = max((int(digits[:9]) for digits in token.groups() if digits), default=1)
-            groups[-1] += last * (max(times, 1) - 1)
-            last *= max(times, 1)
+            times = max((1, *(int(digits[:9]) for digits in re.findall(r"\d+", text))))
+            groups[-1] += last * (times - 1)
+            last *= times
         elif text == "(":
             groups.append(0)
             last = 0
         else:
             last = groups.pop() if text == ")" and len(groups) > 1 else 1
             groups[-1] += last
+        if groups[-1] > MAX_PATTERN:
+            return groups[-1]  # before the numbers grow as long as the pattern
     return sum(groups)
 
 
@@ -174,6 +177,8 @@ def _folded(grammar: str) -> str:
     """What the converter repeats in brackets within brackets, by count: as deep as it is long, no parser bears it."""
 
     def fold(found: re.Match[str]) -> str:
+        if found["text"] is not None:
+            return found[0]  # the schema's own words, brackets and all
         part, ends = found["part"], len(found["ends"]) // 2
         times = found["more"].count(f" ({part}") + 1
         if ends < times:

@@ -16,11 +16,13 @@ MAX_REPEATS = 2000
 
 MAX_RULE_DEPTH = 200
 
+# What is not closed goes on to the end, and blanks are matched in one way alone: else the time grows with the square
+# of a text, and with worse.
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*)
-    |(?P<text>"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\])
+    |(?P<text>"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?)
     |(?P<name>[\w-]+)(?P<defined>\s*::=)?
-    |(?P<times>\{\s*(?P<least>\d*)\s*(?P<more>,)?\s*(?P<most>\d*)\s*\}|[*+?])
+    |(?P<times>\{\s*(?:(?P<least>\d+)\s*)?(?:,\s*(?:(?P<most>\d+)\s*)?)?\}|[*+?])
     |(?P<sign>.)""",
     re.VERBOSE | re.DOTALL,
 )

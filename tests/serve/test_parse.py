@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from scope_runtime.errors import ScopeError
+from scope_runtime.llama.grammar import check_grammar, schema_grammar
 from scope_runtime.serve.ask import Ask
 from scope_runtime.serve.controls import control_pattern, without_controls
 from scope_runtime.serve.errors import ApiError
@@ -168,6 +170,42 @@ def test_a_schema_that_cannot_be_a_grammar() -> None:
     schema = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
     with pytest.raises(ScopeError, match="cannot be turned into a grammar"):
         chat(response_format=schema)
+
+
+@pytest.mark.parametrize("word", ["colou(r)?", "f(x (x)?)?", "[(c)?"])
+def test_a_schemas_own_words_are_no_repetitions(word: str) -> None:
+    """Folded like what the converter repeats, ``(r)?`` was asked of the answer as ``(r){0,1}``."""
+    quoted = json.dumps(json.dumps(word))
+    assert quoted in schema_grammar({"const": word})
+    assert quoted in schema_grammar({"type": "object", "properties": {word: {"const": 1}}})
+    assert quoted in schema_grammar({"items": {"enum": [word]}, "maxItems": 9, "type": "array"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'root ::= "a"{' + " " * 60_000,
+        'root ::= "a"{' + "0" * 60_000,
+        "root ::= " + "[" * 60_000,
+        'root ::= "' + '\\"' * 30_000,
+    ],
+)
+def test_a_grammar_is_read_once(text: str) -> None:
+    """Read again from every blank, two kilobytes took hours, in which nobody else was answered."""
+    check_grammar(text)  # that nothing is closed is for llama.cpp to say
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^a{" + " " * 60_000 + "$", "(" * 400_000 + "a" + "){999999999}" * 400_000]
+)
+def test_a_pattern_is_read_once(pattern: str) -> None:
+    with pytest.raises(ScopeError, match="pattern repeats too much"):
+        schema_grammar({"type": "string", "pattern": pattern})
+
+
+def test_brackets_in_a_constant_are_read_once() -> None:
+    with pytest.raises(ScopeError, match="too long"):
+        schema_grammar({"const": "(x " * 300_000})
 
 
 def test_a_stranger_writes_no_control_tokens() -> None:
