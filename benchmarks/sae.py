@@ -1,4 +1,5 @@
-"""How fast a whole SAE layer encodes, exact top-k: against PyTorch in F32 and against the memory's speed.
+"""How fast a whole SAE layer encodes, exact top-k: against PyTorch in F32 and against the memory's speed; and whether
+it finds the same latents.
 
     python -m benchmarks.sae            # three minutes
     python -m benchmarks.sae --quick    # a small layer, to see that it runs
@@ -53,20 +54,57 @@ def published(width: int, d_sae: int) -> Iterator[dict[str, Path]]:
         yield folders
 
 
+def opened_layer(folder: Path, threads: int) -> FullLayer:
+    """The one layer of a set, on so many threads."""
+    layer = SaeLayers.open(folder).layer(0)
+    return FullLayer(
+        layer=0,
+        encoder=layer.encoder,
+        gate=layer.gate,
+        k=layer.k,
+        file=layer.file,
+        decoder=layer.decoder,
+        n_threads=threads,
+    )
+
+
+def agreement(folders: dict[str, Path], threads: int) -> dict[str, dict[str, float]]:
+    """How many of `N_BATCH` tokens have other latents than PyTorch finds in F32, one by one and at once.
+
+    A tie: the latents that differ lie within F32's rounding of each other, by their products in F64.
+    """
+    out = {}
+    for name, folder in folders.items():
+        weights = torch.load(folder / "layer0.sae.pt", weights_only=True)
+        enc, bias = weights["W_enc"].float(), weights["b_enc"]
+        layer = opened_layer(folder, threads)
+        layer.preselect()
+        h = np.random.default_rng(2).standard_normal((N_BATCH, layer.width)).astype(np.float32)
+        top = torch.topk(torch.from_numpy(h) @ enc.T + bias, K).indices.tolist()
+        at_once = layer.encode(h)
+        n_differ, gap = 0, 0.0
+        for token, residual in enumerate(h):
+            for ids in (at_once.token(token)[0], layer.encode(residual).token(0)[0]):
+                differ = sorted({*ids.tolist()} ^ {*top[token]})
+                if differ:
+                    n_differ += 1
+                    exact = (
+                        enc[differ].double() @ torch.from_numpy(residual).double() + bias[differ]
+                    )
+                    gap = max(gap, float(exact.max() - exact.min()))
+        out[f"{name} file"] = {
+            "n_compared": 2 * N_BATCH,
+            "n_differ": n_differ,
+            "largest_gap": gap,
+        }
+    return out
+
+
 def ways(folders: dict[str, Path], threads: int) -> dict[str, Callable[[np.ndarray], object]]:
     """What is timed, each given residuals (n_tokens, width)."""
 
     def opened(name: str) -> FullLayer:
-        layer = SaeLayers.open(folders[name]).layer(0)
-        return FullLayer(
-            layer=0,
-            encoder=layer.encoder,
-            gate=layer.gate,
-            k=layer.k,
-            file=layer.file,
-            decoder=layer.decoder,
-            n_threads=threads,
-        )
+        return opened_layer(folders[name], threads)
 
     torch.set_num_threads(threads)
     weights = torch.load(folders["F32"] / "layer0.sae.pt", weights_only=True)
@@ -88,6 +126,7 @@ def measure(width: int, d_sae: int, seconds: float, threads: int) -> dict[str, o
     rng = np.random.default_rng(1)
     found: dict[str, object] = {"width": width, "d_sae": d_sae, "k": K}
     with published(width, d_sae) as folders:
+        found["top-k other than PyTorch's"] = agreement(folders, threads)
         timed = ways(folders, threads)
         for n_tokens in (1, N_BATCH):
             names = [n for n in timed if n_tokens == 1 or n != "F32 file, preselected"]

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from scope_runtime.pack_types import F32Array
 from scope_runtime.sae.encoder import WholeEncoder
 
-BLOCK_BYTES = 16 << 20
-"""About as many bytes of rows are held at a time where they are converted to F32: what a cache holds, and no less,
-because the threads of a product wait for each other at its end."""
-BATCH_TOKENS = {"F32": 48, "F16": 48, "BF16": 32}
+BLOCK_BYTES = 2 << 20
+"""About as many bytes of rows are held by each thread where they are converted to F32: what a cache holds."""
+BATCH_TOKENS = {"F32": 96, "F16": 64, "BF16": 32}
 """From so many tokens on arithmetic is what takes the time, not reading the rows: then BLAS, in F32, is faster."""
 _F16_STEP = 2.0**11  # what is left of a number behind F16's 11 bits is that much smaller
 _CHECKED_ROWS = 64
+_BLAS = threading.Lock()
 _TOLERANCE = 1e-5  # of ||row|| ||h||: F32 sums are off by 1e-7 or less, F16 sums by 1e-3 and more
 
 
-def plain_scores(encoder: WholeEncoder, h: F32Array) -> F32Array:
-    """Products with every row by numpy's BLAS, rows converted block by block, (n_tokens, d_sae)."""
-    from scope_runtime.llama.ggml import to_f32
+def plain_scores(encoder: WholeEncoder, h: F32Array, n_threads: int | None = None) -> F32Array:
+    """Products with every row by numpy's BLAS in F32, (n_tokens, d_sae).
 
-    if encoder.type == "F32":
-        scores: F32Array = h @ np.asarray(encoder.rows).T
-        return scores
+    Each thread takes block after block, converts it and multiplies it alone: none waits for another, as those of one
+    product would wherever another process has a CPU.
+    """
+    from scope_runtime.llama.ggml import default_threads, to_f32
+
     out = np.empty((len(h), encoder.d_sae), np.float32)
     step = min(max(BLOCK_BYTES // (4 * encoder.width), 1), encoder.d_sae)
-    block = np.empty((step, encoder.width), np.float32)
+    todo: SimpleQueue[int] = SimpleQueue()
     for first in range(0, encoder.d_sae, step):
-        rows = encoder.rows[first : first + step]
-        to_f32(rows, encoder.type, block[: len(rows)])
-        np.matmul(h, block[: len(rows)].T, out=out[:, first : first + len(rows)])
+        todo.put(first)
+
+    def work() -> None:
+        block = np.empty((0 if encoder.type == "F32" else step, encoder.width), np.float32)
+        with suppress(Empty):
+            while True:
+                first = todo.get_nowait()
+                rows = encoder.rows[first : first + step]
+                if encoder.type != "F32":
+                    to_f32(rows, encoder.type, block[: len(rows)])
+                    rows = block[: len(rows)]
+                np.matmul(h, rows.T, out=out[:, first : first + len(rows)])
+
+    n = min(n_threads or default_threads(), todo.qsize())
+    # The limit is for the whole process, so one may set it and take it back at a time.
+    with _BLAS, _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(n) as threads:
+        for done in [threads.submit(work) for _ in range(n)]:
+            done.result()
     return out
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class Product:
@@ -48,7 +75,7 @@ class Product:
 
     Args:
         encoder: rows, (d_sae, width).
-        n_threads: all CPUs by default; of batches as many as numpy's BLAS takes.
+        n_threads: all CPUs by default.
     """
 
     def __init__(self, encoder: WholeEncoder, n_threads: int | None = None) -> None:
@@ -68,12 +95,12 @@ class Product:
             h: residuals, finite, (n_tokens, width).
         """
         if self._matrix is None or len(h) >= BATCH_TOKENS[self.encoder.type]:
-            return plain_scores(self.encoder, h)
+            return plain_scores(self.encoder, h, self.n_threads)
         scores = self._by_ggml(h)
         if not self._trusted and len(h):
             if not self._is_precise(h, scores):
                 self._matrix = None
-                return plain_scores(self.encoder, h)
+                return plain_scores(self.encoder, h, self.n_threads)
             self._trusted = True
         return scores
 
