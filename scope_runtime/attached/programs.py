@@ -98,11 +98,9 @@ class SlotPrograms:
                 if serials != self._serials:
                     self._hook.assign(serials)
                 self.source, self._serials = source, serials
-                for slot, serial in held.items():
-                    self._ran[slot].add(serial)
-                    with suppress(
-                        HookError
-                    ):  # the server was killed: nothing of it goes out any more
+                for slot in held.keys() & serials.keys():  # others have ended meanwhile
+                    self._ran[slot].add(held[slot])
+                    with suppress(HookError):  # it was killed: nothing of it goes out any more
                         if not self._hook.slot(slot).n_columns:
                             self._first[slot] = programs[slot]
                 self._since_use = self._hook.status.n_ubatches

@@ -139,6 +139,28 @@ def test_what_a_request_ran_under_stays_known_until_it_is_over() -> None:
     assert {program.revision for program in programs.programs.values()} == {"two"}
 
 
+def test_a_request_that_ends_in_the_middle_of_a_swap_stops_nothing() -> None:
+    programs = SlotPrograms(Hook(), 2, Source("one"))  # type: ignore[arg-type]
+    programs.begin(0, 1, of("first"))
+
+    class Two(Source):
+        n_asked = 0
+
+        def for_request(self, labels: dict[str, str], request_id: str) -> Any:
+            self.n_asked += 1
+            if self.n_asked == 1:
+                programs.begin(1, 2, of("second"))
+            else:  # when only what has begun since is still to be compiled
+                programs.end(0)
+            return super().for_request(labels, request_id)
+
+    now: Any = Two("two")
+    programs.use(now, now=True)
+    assert now.n_asked == 2
+    assert programs.source is now
+    assert programs.program_of(1).revision == "two"
+
+
 def test_a_requests_first_program_is_that_of_its_first_token() -> None:
     hook: Any = Hook()
     programs = SlotPrograms(hook, 2, Source("one"))  # type: ignore[arg-type]
