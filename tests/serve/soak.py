@@ -28,9 +28,9 @@ RELOAD_S = 0.2
 HANG_UP = 0.05
 PROMPTS = ("the sea is", "The river", "a small city")
 GROWTH = 0.05
-"""Of the resident memory at three tenths: what may come on top until the end."""
+"""Of the resident memory at half time: what may come on top until the end."""
 FILLS_MEMORY = 10_000
-"""Requests; of fewer, the events that a runtime keeps are not all there at three tenths."""
+"""Requests; of fewer, the events that a runtime keeps are not all there at half time."""
 
 POLICY = """\
 apiVersion: scope/v1
@@ -85,7 +85,7 @@ class Seen:
     @property
     def grew(self) -> bool:
         """Whether memory was not flat."""
-        return self.rss_mib[-1] > self.rss_mib[3] * (1 + GROWTH)
+        return self.rss_mib[-1] > self.rss_mib[5] * (1 + GROWTH)
 
 
 @dataclass(frozen=True)
