@@ -211,7 +211,7 @@ async def _in_dialect(
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every way to fail, in OpenAI's shape."""
+    """Every way to fail, in the shape of the route that was asked."""
 
     @app.exception_handler(ScopeError)
     async def scope_error(request: Request, error: ScopeError) -> Response:
@@ -230,7 +230,7 @@ def _add_errors(app: FastAPI) -> None:
                 f"The body must be JSON, and say so; found Content-Type: {kind[:_SHOWN] or 'none'}, "
                 "expected application/json.",
                 code="unsupported_media_type",
-            ).response()
+            ).response(request.url.path)
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part != "body"]
         param = ".".join(place)[:_SHOWN] or None
