@@ -3,7 +3,8 @@
 from scope_runtime.inspect.compare import Comparison, Difference, Gathered, compare, gathered
 from scope_runtime.inspect.drawing import write_png
 from scope_runtime.inspect.features import FeatureRef
-from scope_runtime.inspect.find import Found, FoundFeature, TokenInContext, find
+from scope_runtime.inspect.find import find
+from scope_runtime.inspect.found import Found, FoundFeature, TokenInContext
 from scope_runtime.inspect.heat import Picture, comparison_picture, trace_picture
 from scope_runtime.inspect.intervention import Intervention
 from scope_runtime.inspect.kinds import Answers, encode_kinds

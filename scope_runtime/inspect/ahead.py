@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from scope_runtime.inspect.vocabulary import OutputHead
 
 TEXTS_AT_ONCE = 64
+DIRECTION_BYTES = 16 << 20
+"""About as much of the directions is held at a time."""
 
 Directions = Callable[[int, I64Array], F32Array]
 """Directions of some latents of a layer, (n_ids, n_embd). Raises PackError where they are not held."""
@@ -46,7 +48,12 @@ class Ahead:
 
         It is the straight way to the output head: what later blocks make of a direction is not in it.
         """
-        return np.asarray(self.directions(layer, ids).astype(np.float64) @ towards)
+        step = max(DIRECTION_BYTES // (4 * len(towards)), 1)
+        parts = [
+            self.directions(layer, ids[first : first + step]).astype(np.float64) @ towards
+            for first in range(0, len(ids), step)
+        ]
+        return np.concatenate([*parts, np.empty(0)])
 
     def whole(self, texts: I64Array, positive: Bools, towards: Floats) -> float:
         """How much farther the residual goes along it in positive texts than in the others."""

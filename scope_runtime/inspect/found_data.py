@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from scope_runtime.inspect.find import Found, FoundFeature
+from scope_runtime.inspect.found import Found, FoundFeature
 from scope_runtime.inspect.rank import fewest
 from scope_runtime.pack_types import layer_name
 

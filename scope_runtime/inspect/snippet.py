@@ -16,7 +16,7 @@ from scope_runtime.policy.model import EMBEDDING, GateKind
 from scope_runtime.types import StrEnum
 
 if TYPE_CHECKING:
-    from scope_runtime.inspect.find import Found, FoundFeature
+    from scope_runtime.inspect.found import Found, FoundFeature
     from scope_runtime.llama.checks import ModelInfo
     from scope_runtime.sae.layers import SaeLayers
 

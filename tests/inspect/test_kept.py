@@ -6,14 +6,16 @@ import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
+from scope_runtime.inspect.ahead import Ahead
 from scope_runtime.inspect.kept import IN_MEMORY_BYTES, Kept, roomy
 from scope_runtime.inspect.rank import Criteria, rank
 from scope_runtime.inspect.sample import FEWEST_TEXTS, Part, Pool, sample
 from scope_runtime.sae import Active
 
 D_SAE, N_TEXTS, N_TOKENS, EACH = 65_536, 100, 100, 20
-PLANTED = 4_321
+PLANTED, WIDTH = 4_321, 512
 PEAK_BYTES = 150 << 20
 
 
@@ -60,7 +62,10 @@ def test_64k_latents_over_10000_tokens_stay_within_150_mb() -> None:
     try:
         read = sample((parts(number) for number in range(N_TEXTS)), positive)
         pooled = read.pooled(Pool.MAX)
-        found = rank(pooled, read.positive, Criteria(n_permutations=999))
+        # The directions of all are 134 MB.
+        ends = np.ones((N_TEXTS, WIDTH), np.float32) * np.array(positive)[:, None]
+        ahead = Ahead(ends, ends, lambda layer, ids: np.ones((len(ids), WIDTH), np.float32))
+        found = rank(pooled, read.positive, Criteria(n_permutations=999), ahead)
         activations = read.activations([(7, PLANTED), (7, 3)])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -78,6 +83,9 @@ def test_64k_latents_over_10000_tokens_stay_within_150_mb() -> None:
     assert pooled.ids.tolist() == often.tolist()
     assert (pooled.values == expected[:, often]).all()
     assert [each.id for each in found.significant] == [PLANTED]
+    # All directions go along what comes next, by 1 a unit in each of the coordinates, where the residual does.
+    rise = expected[1::2, PLANTED].mean() - expected[::2, PLANTED].mean()
+    assert found.features[0].push == pytest.approx(rise, rel=1e-2)
 
 
 def test_a_large_array_lies_in_a_file_and_is_zeros() -> None:
