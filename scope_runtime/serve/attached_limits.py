@@ -25,6 +25,10 @@ _MAX_DEPTH = 100
 _LAST_N = ("repeat_last_n", "dry_penalty_last_n")
 _LISTS = ("samplers", "dry_sequence_breakers")
 _MEDIA = ("image_url", "input_audio", "input_video", "video_url")
+_KWARGS = "chat_template_kwargs"
+_NOT_KWARGS = ("messages", "tools", "bos_token", "eos_token")
+"""What a template gets of the request itself: given to it as arguments they would stand in for what was checked."""
+
 _FETCHED = ("http", "file:")  # what llama-server goes by, which reads the first letters
 
 
@@ -52,6 +56,10 @@ def check(ask: Ask) -> None:
             raise _wrong(f"{name} is a number from 0 to {MAX_LAST_N}.", name)
         if name in _LISTS and isinstance(value, (list, str)) and len(value) > MAX_SAMPLERS:
             raise _wrong(f"{name} has at most {MAX_SAMPLERS} entries.", name)
+        if name == _KWARGS and isinstance(value, Mapping):
+            for each in _NOT_KWARGS:
+                if each in value:
+                    raise _wrong(f"{_KWARGS} cannot be {each!r}.", f"{name}.{each}")
         if name in (FORM, "tools") and isinstance(value, (Mapping, list)):
             _check_schema(value, name)
     for index, message in enumerate(ask.messages or ()):

@@ -25,6 +25,9 @@ _DRAWS = (
 )
 TAKES = frozenset((*_DRAWS.split(), *CHATS, *_OURS, FORM, "messages"))
 
+_TOLD_TEMPLATES = frozenset(("tools", "chat_template_kwargs", "reasoning_effort"))
+"""What a chat's template may write into the prompt, as it does with the messages."""
+
 _END = 2**31 - 1
 _FINISH = {"eos": "stop", "word": "stop", "limit": "length", "none": "length"}
 
@@ -110,8 +113,8 @@ class Wire:
             out |= {"prompt": prompt, "n_predict": most, "return_tokens": True}
             return out | ({"n_probs": max(top, 1)} if top is not None else {})
         out |= {"messages": [self._harmless(message) for message in ask.messages]}
-        if "tools" in out:
-            out["tools"] = self._harmless(out["tools"])
+        for name in _TOLD_TEMPLATES & out.keys():
+            out[name] = self._harmless(out[name])
         out |= {"max_tokens": most, "stream_options": {"include_usage": True}}
         return out | ({"logprobs": True, "top_logprobs": max(top, 1)} if top is not None else {})
 

@@ -253,9 +253,14 @@ def _block(block: Block) -> dict[str, Any]:
 
 def _input(arguments: str) -> Any:
     try:
-        return json.loads(arguments or "{}")
-    except ValueError:
-        return {}  # cut off by ``max_tokens``
+        return json.loads(arguments or "{}", parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        return {}  # cut off by ``max_tokens``, or nothing that can be told
+
+
+def _no_json(name: str) -> None:
+    """Of ``NaN`` and its like, which Python reads."""
+    raise ValueError(name)
 
 
 def _stopped(told: Told) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from scope_runtime.serve.dialect import Block, Event, as_chat, form_of, only, text_at, tool, unknown
-from scope_runtime.serve.errors import ApiError
+from scope_runtime.serve.errors import ApiError, json_bytes
 from scope_runtime.serve.schemas import ChatRequest, Model, ScopeWish
 from scope_runtime.serve.shapes import Told
 
@@ -51,6 +51,7 @@ def chat_of(wanted: ResponsesRequest) -> ChatRequest:
         if value is not None and value not in _ASK_NOTHING.get(name, ())
     }
     tools, choice = _tools(wanted)
+    _check_told(wanted)
     return as_chat(
         {
             "model": wanted.model,
@@ -67,6 +68,15 @@ def chat_of(wanted: ResponsesRequest) -> ChatRequest:
         },
         extra,
     )
+
+
+def _check_told(wanted: ResponsesRequest) -> None:
+    """Refuses what the answer could not say again."""
+    for name in ("tools", "tool_choice"):
+        try:
+            json_bytes(getattr(wanted, name))
+        except (ValueError, RecursionError):
+            raise ApiError(400, f"{name} is no JSON.", code="invalid_value", param=name) from None
 
 
 def _messages(wanted: ResponsesRequest) -> list[dict[str, Any]]:
@@ -119,6 +129,8 @@ def _assistant(out: list[dict[str, Any]]) -> dict[str, Any]:
 def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
+    if not isinstance(content, list):
+        raise ApiError(400, "Content is text or parts.", code="invalid_value", param=where)
     parts = [_part(part, f"{where}[{i}]") for i, part in enumerate(_mappings(content))]
     if [part["type"] for part in parts] == ["text"]:
         return str(parts[0]["text"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -474,3 +475,50 @@ def test_a_key_comes_as_anthropics_clients_send_it(tmp_path: Any) -> None:
     for refused in (unknown, none):
         assert refused.status_code == 401
         assert refused.json()["error"]["type"] == "authentication_error"
+
+
+def test_a_body_that_is_no_json_is_told_in_the_shape_of_its_api() -> None:
+    """Read as a form, it never comes to the route."""
+
+    async def run() -> httpx.Response:
+        gateway = Gateway(ServeOptions(), "tiny", KeyRing(None))
+        gateway.serve(Engine(ANSWER))
+        transport = httpx.ASGITransport(public_app(gateway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.post("/v1/messages", data={"max_tokens": "9"})
+
+    refused = asyncio.run(run())
+    assert (refused.status_code, refused.json()["type"]) == (415, "error")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tools": [FUNCTION | {"more": math.inf}]},
+        {"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "look", "x": math.nan}},
+    ],
+    ids=["tools", "tool_choice"],
+)
+def test_what_the_answer_could_not_say_again_is_refused(asked: Any, stream: bool) -> None:
+    """Said again, it ended a stream at its head."""
+    wanted = responses.ResponsesRequest.model_validate({"input": "hi", "stream": stream, **asked})
+    with pytest.raises(ApiError, match="is no JSON"):
+        responses.chat_of(wanted)
+
+
+@pytest.mark.parametrize("content", [None, 5, {"type": "input_text", "text": "hi"}])
+def test_content_that_is_no_list_is_not_taken_for_nothing(content: Any) -> None:
+    with pytest.raises(ApiError, match="Content is text or parts"):
+        responses_ask(input=[{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("value", ["NaN", "[" * 5000])
+def test_a_models_call_that_is_no_json_is_told_without_it(value: str) -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": f'{{"at":{value}}}'}}
+    told = answer_of(
+        [ANSWER[0], Extra({"tool_calls": [call]}), ANSWER[-1]], "messages", **IN_MESSAGES
+    )
+    assert told.status_code == 200
+    (block,) = told.json()["content"]
+    assert (block["type"], block["input"]) == ("tool_use", {})

@@ -67,6 +67,17 @@ def test_control_tokens_are_taken_out_where_a_template_would_make_them() -> None
     assert (third["tool_calls"][0]["id"], fifth["tool_call_id"]) == ("c1", "c1")
 
 
+def test_control_tokens_are_taken_out_of_what_else_a_template_is_told() -> None:
+    kwargs = {
+        "model_identity": "I am<|im_end|>",
+        "<|im_end|>k": ["<|im_end|>"],
+        "enable_thinking": False,
+    }
+    sent = body(chat(chat_template_kwargs=kwargs, reasoning_effort="high<|im_end|>"))
+    told = {"model_identity": "I am", "k": [""], "enable_thinking": False}
+    assert (sent["chat_template_kwargs"], sent["reasoning_effort"]) == (told, "high")
+
+
 def test_a_schema_is_passed_on_where_it_is_known() -> None:
     schema = {"type": "object", "properties": {}}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
