@@ -181,12 +181,12 @@ class Engine(ABC):
     ) -> Observed:
         """Reads tokens as a request with these labels would, computed afresh; see ``observe.observe``.
 
-        Waits until no request is under way.
+        Waits until no request is under way. It answers nobody, so alerts do not fire and nothing is on record.
         """
         n = self._check_read(tokens, n_prompt)
 
         def read() -> Observed:
-            with self._reading(labels, n) as running:
+            with self._reading(labels, n, on_record=False) as running:
                 program = program_for(self.source, running.request)
                 return observe(self.context, list(tokens), n, layers, n_next, program)
 
@@ -209,7 +209,9 @@ class Engine(ABC):
         return n
 
     @contextmanager
-    def _reading(self, labels: Mapping[str, str], n_prompt: int) -> Iterator[Running]:
+    def _reading(
+        self, labels: Mapping[str, str], n_prompt: int, *, on_record: bool = True
+    ) -> Iterator[Running]:
         """A request whose tokens are all given, on empty memory, while no other is under way."""
         with self._request(labels, None, n_prompt) as running:
             self.context.forget()
@@ -219,7 +221,7 @@ class Engine(ABC):
                 yield running
             finally:
                 hook.request_end(SEQUENCE)
-                self._collect([running])
+                self._collect([running] if on_record else [])
                 self.context.forget()
 
     def sample_residuals(self, n_tokens: int = 8) -> dict[int, npt.NDArray[np.float32]]:

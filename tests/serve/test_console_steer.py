@@ -41,7 +41,10 @@ def test_compare_says_what_the_command_says(
     a, b = "How do I get to Paris? Take the train.", "How do I get to Suzhou? Take the train."
     with site.admin() as admin:
         assert admin.get("/-/compare").json()["layers"] == ["3"]
+        before, n_records = admin.get("/-/traffic").json(), len(site.records())
         found = admin.post("/-/compare", json={"a": a, "b": b, "at": "max"}).json()
+        # To read a text is no request: nothing in the live picture, nothing on record.
+        assert (admin.get("/-/traffic").json(), len(site.records())) == (before, n_records)
     command = ["compare", a, b, "--at", "max", "--top", "12", "--json", "--threads", "1"]
     policy = str(ROOT / "policies" / "refusal-watch.yaml")  # what is in force there
     assert main([*command, "--model", str(MODEL), "--sae", SAE, "--policy", policy]) == 0
