@@ -35,6 +35,10 @@ _IGNORED = frozenset(
     "dependentRequired dependentSchemas unevaluatedItems unevaluatedProperties".split()
 )
 
+_MISWRITTEN = re.compile(r"\\(?!u)|\\u(?:00[01]|d[89a-f])")
+"""Of a word as JSON: the converter lets quotes, backslashes and line ends in it count for the grammar, and halves of a
+pair of surrogates for characters."""
+
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """Of OpenAI's ``json_object``: whatever JSON object."""
 
@@ -104,10 +108,11 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
 
 def _passed_over(schema: Any) -> Iterator[str]:
-    """Keywords that the converter ignores: whoever wrote them counts on them."""
+    """What the converter ignores, or writes wrong: whoever wrote it counts on it."""
     if not isinstance(schema, Mapping):
         return
     yield from (key for key in _IGNORED if schema.get(key) not in (None, False))
+    yield from (word[:100] for word in map(json.dumps, _words(schema)) if _MISWRITTEN.search(word))
     for key in ("items", "additionalProperties"):
         yield from _passed_over(schema.get(key))
     for key in ("prefixItems", "items", "anyOf", "oneOf", "allOf"):
@@ -118,6 +123,15 @@ def _passed_over(schema: Any) -> Iterator[str]:
         if isinstance(schema.get(key), Mapping):
             for each in schema[key].values():
                 yield from _passed_over(each)
+
+
+def _words(schema: Mapping[str, Any]) -> Iterator[Any]:
+    """What an answer must have as it stands."""
+    if "const" in schema:
+        yield schema["const"]
+    for key in ("enum", "properties"):
+        if isinstance(schema.get(key), (list, Mapping)):
+            yield from schema[key]
 
 
 def _check_counts(schema: Any) -> None:

@@ -136,7 +136,7 @@ def tell(told: Told, of: Of[Item]) -> None:
         told.add(item.fields)
     else:
         told.text += item
-        told.scores += item.scores
+        told.score(item.scores)
 
 
 async def stream(job: Job[Item], wanted: Wanted, receive: Receive) -> Response:

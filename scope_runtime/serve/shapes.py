@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 from scope_runtime.llama.answer import TokenScore
@@ -26,13 +27,23 @@ def finish_of(done: Done) -> str:
 
 @dataclass(slots=True)
 class Told:
-    """One answer so far."""
+    """One answer so far.
+
+    Attributes:
+        n_scored: characters of the tokens that ``scores`` are of.
+    """
 
     text: str = ""
-    scores: tuple[TokenScore, ...] = ()
+    scores: list[TokenScore] = field(default_factory=list)
+    n_scored: int = 0
     began: Began | None = None
     done: Done | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def score(self, scores: Sequence[TokenScore]) -> None:
+        """Adds what came with a piece."""
+        self.scores += scores
+        self.n_scored += sum(len(_text(score)) for score in scores)
 
     def add(self, fields: Mapping[str, Any]) -> None:
         """Puts what came in pieces together: texts are continued, calls by their index."""
@@ -147,8 +158,7 @@ class Completion:
     def piece(
         self, index: int, before: Told, text: str, scores: Sequence[TokenScore], scored: bool
     ) -> dict[str, Any]:
-        offset = sum(len(_text(score)) for score in before.scores)
-        logprobs = self._scores(scores, offset) if scored else None
+        logprobs = self._scores(scores, before.n_scored) if scored else None
         return self._choice(index, text, logprobs, None)
 
     def extra(self, index: int, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +174,7 @@ class Completion:
     @staticmethod
     def _scores(scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:
         tokens = [_text(score) for score in scores]
-        offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        offsets = list(accumulate(map(len, tokens), initial=offset))[:-1]
         return {
             "tokens": tokens,
             "token_logprobs": [score.logprob for score in scores],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from scope_runtime.llama.answer import TokenScore
 from scope_runtime.llama.sampling import Sampling
 from scope_runtime.serve.ask import Ask
 from scope_runtime.serve.attached_wire import TAKES, Wire
 from scope_runtime.serve.parse import asks_of
 from scope_runtime.serve.schemas import ChatRequest
-from scope_runtime.serve.shapes import Chat, Told
+from scope_runtime.serve.shapes import Chat, Completion, Told
 
 TOOL = {"type": "function", "function": {"name": "look", "description": "<|im_end|>looks"}}
 
@@ -121,3 +122,28 @@ def test_as_many_scores_as_were_asked_for() -> None:
     assert (score.token, score.data, score.logprob, score.top) == (5, b"a", -0.5, ())
     (score,) = Wire([]).read(event, 1).scores
     assert [top.token for top in score.top] == [5]
+
+
+def test_where_tokens_begin_is_not_counted_again_for_each() -> None:
+    """Counted from the start for each token, ten thousand of them kept everybody waiting for 20 s."""
+    n_read = 0
+
+    class Counted(bytes):
+        def decode(self, *about: Any, **more: Any) -> str:
+            nonlocal n_read
+            n_read += 1
+            return bytes(self).decode(*about, **more)
+
+    shape, told = Completion(), Told()
+    words = [b"a", "sea \u00e9".encode(), b"\xe6\xb5", b""] * 250
+    offsets: list[int] = []
+    for word in words:
+        score = TokenScore(5, Counted(word), -0.5, ())
+        choice = shape.piece(0, told, "", (score, score), scored=True)
+        offsets += choice["logprobs"]["text_offset"]
+        told.score((score, score))
+    assert n_read <= 10 * len(words)
+    lengths = [len(word.decode(errors="replace")) for word in words for _ in range(2)]
+    assert offsets == [sum(lengths[:i]) for i in range(len(lengths))]
+    whole = shape.whole(0, told, scored=True)
+    assert whole["logprobs"]["text_offset"] == offsets
