@@ -39,15 +39,20 @@ class Process:
 
     def ended(self, timeout_s: float = 0.0) -> bool:
         """Whether it has ended, by then; also after ``close``, where nobody can tell any more."""
-        poll = select.poll()
         with self._lock:
             if self._over:
                 return True
-            # Of its own: another thread may close it, and its number may be another file's by then.
-            fd = os.dup(self._fd)
+            try:
+                # Of its own: another thread may close it, and its number may be another file's by then.
+                fd = os.dup(self._fd)
+            except OSError:
+                # No more files can be opened: whoever else asks waits meanwhile.
+                if not _readable(self._fd, timeout_s):
+                    return False
+                self._reap()
+                return True
         try:
-            poll.register(fd, select.POLLIN)
-            if not poll.poll(timeout_s * 1e3):
+            if not _readable(fd, timeout_s):
                 return False
         finally:
             os.close(fd)
@@ -97,6 +102,12 @@ class Process:
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _readable(fd: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1e3))
 
 
 def started(pid: int) -> int | None:

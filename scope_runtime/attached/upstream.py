@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -81,8 +82,9 @@ class Upstream:
     def _says(self, route: str, within_s: float) -> bool:
         try:
             self._client.get(route, timeout=within_s)
-        except httpx.HTTPError:
-            return False
+        except httpx.HTTPError as error:
+            # Where we cannot even ask, it is not the server that says nothing.
+            return _no_files(error)
         return True
 
     def _get(self, route: str) -> Any:
@@ -200,6 +202,15 @@ class Sent:
         with suppress(asyncio.CancelledError, httpx.HTTPError):
             response = await self._sending
             await response.aclose()
+
+
+def _no_files(error: BaseException | None) -> bool:
+    """Whether it comes of too many open files, of ours or of the machine."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:

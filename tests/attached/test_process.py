@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scope_runtime.attached.preload import check_program
 from scope_runtime.attached.process import Process, started
+from scope_runtime.attached.upstream import Upstream
 from scope_runtime.errors import HookError
 from tests.support.stock_server import server_path
 
@@ -45,6 +49,38 @@ def test_an_end_is_seen_and_told_in_words() -> None:
         each.close()
         each.close()
         assert each.ended()
+
+
+def test_an_end_is_seen_where_no_file_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the thread that watches the server, which nobody started again from then on."""
+
+    def full(fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with child("import signal; signal.pause()") as running:
+        process = Process.of(running)
+        monkeypatch.setattr(os, "dup", full)
+        assert not process.ended()
+        running.kill()
+        assert process.ended(HANGS_S)
+        assert process.how == "ended by SIGKILL"
+        monkeypatch.undo()
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(errno.EMFILE, True), (errno.ENFILE, True), (errno.ECONNREFUSED, False)]
+)
+def test_who_cannot_ask_does_not_take_that_for_a_servers_silence(
+    monkeypatch: pytest.MonkeyPatch, code: int, says: bool
+) -> None:
+    def fails(*about: Any, **more: Any) -> socket.socket:
+        raise OSError(code, os.strerror(code))
+
+    upstream = Upstream(1, "key")
+    monkeypatch.setattr(socket, "create_connection", fails)
+    assert (upstream.speaks(1.0), upstream.answers(1.0)) == (says, says)
+    upstream.close()
 
 
 def test_what_does_not_listen_is_ended_with_all_that_it_started() -> None:

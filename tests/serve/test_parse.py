@@ -184,7 +184,8 @@ def test_a_schemas_own_words_are_no_repetitions(word: str) -> None:
 @pytest.mark.parametrize("word", ['say "hi"', "a\\b", "a\nb", "\x01", "\U0001f30a"])
 def test_words_that_the_converter_writes_wrong_are_refused(word: str) -> None:
     """A backslash or a line end was asked of the answer as it stands, which is no JSON."""
-    for schema in ({"const": word}, {"enum": [1, {"a": word}]}, {"properties": {word: {}}}):
+    schemas: list[Any] = [{"const": word}, {"enum": [{"a": word}]}, {"properties": {word: {}}}]
+    for schema in schemas:
         with pytest.raises(ScopeError, match="its grammar would not hold"):
             schema_grammar({"type": "array", "items": schema})
     schema_grammar({"enum": ["\u00e9", "\u6d77", 1, None]})
