@@ -157,11 +157,9 @@ class Request:
                 raise
             raise EngineGone("llama-server is gone") from None
 
-    @property
-    def first(self) -> Program:
-        """What its first position was computed under."""
-        kept = self.reusable and self.begun.spans
-        return self.program if kept else self.link.programs.first_of(self.slot)
+    def first(self, n_reused: int) -> Program:
+        """What its first position was computed under, of which so many had been computed before."""
+        return self.program if n_reused else self.link.programs.first_of(self.slot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,10 +153,11 @@ class AttachedEngine:
         async with aclosing(self._events(request, sent)) as events:
             async for event in events:
                 timing.stop()
+                part = self._wire.read(event, request.sampling.top_logprobs)
                 if not began:
                     began = True
-                    yield Began(request.first.revision, changing(request.first))
-                part = self._wire.read(event, request.sampling.top_logprobs)
+                    first = request.first(part.n_reused)
+                    yield Began(first.revision, changing(first))
                 if not request.sampling.max_tokens:
                     part = nothing(part)
                 state = request.state
