@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,8 @@ def check(ask: Ask) -> None:
                     raise _wrong(f"{_KWARGS} cannot be {each!r}.", f"{name}.{each}")
         if name in (FORM, "tools") and isinstance(value, (Mapping, list)):
             _check_schema(value, name)
+            for root in _roots(value):
+                _check_refs(root, name)
     for index, message in enumerate(ask.messages or ()):
         _check_plain(message, f"messages[{index}]")
         _check_media(message.get("content"), f"messages[{index}].content")
@@ -120,6 +123,43 @@ def _check_schema(value: Any, param: str) -> None:
             len(pattern) > MAX_PATTERN_CHARS or not _is_bounded(pattern)
         ):
             raise _wrong(f"{param} has a pattern that repeats too much.", param)
+
+
+def _roots(value: Mapping[str, Any] | list[Any]) -> Iterator[Mapping[str, Any]]:
+    """The schemas of a form, or of tools: what a reference in them begins at."""
+    if isinstance(value, Mapping):
+        held = [value.get("schema"), _at(value.get("json_schema"), "schema")]
+    else:
+        held = [_at(_at(each, "function"), "parameters") for each in value]
+    yield from (each for each in held if isinstance(each, Mapping))
+
+
+def _check_refs(root: Mapping[str, Any], param: str) -> None:
+    """llama.cpp follows a reference to a reference to itself until its stack ends, and it with that."""
+    ended: set[str] = set()
+    for schema in _mappings(root):
+        met: set[str] = set()
+        at: Any = schema
+        while isinstance(at, Mapping) and isinstance(ref := at.get("$ref"), str):
+            if ref in met:
+                raise _wrong(f"{param} has a $ref that leads to itself: {ref[:64]!r}.", param)
+            if ref in ended:
+                break
+            met.add(ref)
+            at = root
+            for name in ref.split("/")[1:]:
+                at = _at(at, name)
+        ended |= met
+
+
+def _at(value: Any, name: str) -> Any:
+    """What a mapping or a list has there; None: nothing. Numbers are read as llama.cpp does it."""
+    if isinstance(value, Mapping):
+        return value.get(name)
+    number = re.match(r"\s*\+?(\d{1,9})(?!\d)", name)
+    if isinstance(value, list) and number is not None and int(number[1]) < len(value):
+        return value[int(number[1])]
+    return None
 
 
 def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -14,6 +14,12 @@ from scope_runtime.serve.attached_wire import TAKES
 from scope_runtime.serve.parse import asks_of
 from scope_runtime.serve.schemas import ChatRequest, CompletionRequest
 
+ROUND = {
+    "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+    "allOf": [{"$ref": "#/$defs/a"}],
+}
+"""It ended llama-server, for everybody."""
+
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -52,6 +58,14 @@ def nested(depth: int) -> Any:
         ({"messages": shown("http://127.0.0.1/a.wav", "input_audio")}, "none is fetched"),
         ({"repeat_last_n": 2**31 - 1}, "from 0 to 65536"),
         ({"dry_penalty_last_n": 1e9}, "from 0 to 65536"),
+        ({"response_format": form(ROUND)}, "leads to itself"),
+        ({"response_format": form({"items": [ROUND["$defs"]["b"]], **ROUND})}, "leads to itself"),
+        ({"response_format": {"type": "json_object", "schema": ROUND}}, "leads to itself"),
+        ({"tools": [{"function": {"name": "f", "parameters": ROUND}}]}, "leads to itself"),
+        (
+            {"response_format": form({"allOf": [{"$ref": "#/allOf/ 0x"}]})},
+            "leads to itself",
+        ),
         ({"chat_template_kwargs": {"messages": []}}, "cannot be 'messages'"),
         ({"chat_template_kwargs": {"tools": []}}, "cannot be 'tools'"),
         ({"chat_template_kwargs": {"bos_token": "x"}}, "cannot be 'bos_token'"),
@@ -91,3 +105,18 @@ def test_what_clients_send_comes_through() -> None:
     )
     check(chat(response_format=form({"properties": {"host": pattern}})))
     check(chat(tools=[{"function": {"parameters": nested(40)}}], grammar='root ::= "a"{0,2000}'))
+
+
+def test_references_that_end_come_through() -> None:
+    tree = {
+        "$defs": {
+            "tree": {"type": "object", "properties": {"left": {"$ref": "#/$defs/alias"}}},
+            "alias": {"$ref": "#/$defs/tree"},
+        },
+        "anyOf": [{"$ref": "#/$defs/alias"}, {"$ref": "#/$defs/nobody"}],
+    }
+    check(chat(response_format=form(tree)))
+    # Each is followed once: from the start for each, this took hours.
+    n = 50_000
+    row = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(n)}
+    check(chat(response_format=form({"$defs": row})))
