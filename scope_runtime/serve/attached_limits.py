@@ -23,6 +23,9 @@ MAX_LAST_N = 65_536
 MAX_SAMPLERS = 32
 MAX_PATTERN_CHARS = 512
 MAX_REFS = 200
+MAX_LED_DEPTH = 1000
+"""Of a schema and of what its references lead to: llama.cpp descends into all of it at once, 17,000 end it."""
+
 MAX_WAYS = 1000
 """Of references and alternatives, through a schema: 2**24 take llama.cpp 9 s."""
 
@@ -141,8 +144,12 @@ def _roots(value: Mapping[str, Any] | list[Any]) -> Iterator[Mapping[str, Any]]:
 def _check_refs(root: Mapping[str, Any], param: str) -> None:
     """llama.cpp follows each way through references and alternatives anew, and one that leads to itself to its end."""
     schemas = list(_mappings(root))
-    if len({ref for each in schemas if isinstance(ref := each.get("$ref"), str)}) > MAX_REFS:
+    refs = {ref for each in schemas if isinstance(ref := each.get("$ref"), str)}
+    if len(refs) > MAX_REFS:
         raise _wrong(f"{param} has more than {MAX_REFS} different references.", param)
+    deep: dict[int, int] = {}
+    if _depth(root, deep) + sum(_depth(_led(root, ref), deep) for ref in refs) > MAX_LED_DEPTH:
+        raise _wrong(f"{param} has references that lead more than {MAX_LED_DEPTH} deep.", param)
     ways: dict[int, int | None] = {}  # None: being counted
 
     def count(schema: Any) -> int:
@@ -168,13 +175,28 @@ def _check_refs(root: Mapping[str, Any], param: str) -> None:
 def _alternatives(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[Any]:
     """What else a schema is, before anything is in it."""
     if isinstance(ref := schema.get("$ref"), str):
-        at: Any = root
-        for name in ref.split("/")[1:]:
-            at = _at(at, name)
-        yield at
+        yield _led(root, ref)
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(key), list):
             yield from schema[key]
+
+
+def _led(root: Mapping[str, Any], ref: str) -> Any:
+    """Where a reference leads; None: nowhere."""
+    at: Any = root
+    for name in ref.split("/")[1:]:
+        at = _at(at, name)
+    return at
+
+
+def _depth(value: Any, known: dict[int, int]) -> int:
+    """How deep something is nested; ``known``: of what has been looked at."""
+    if not isinstance(value, (Mapping, list)):
+        return 0
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + max((_depth(each, known) for each in inner), default=0)
+    return known[id(value)]
 
 
 def _at(value: Any, name: str) -> Any:

@@ -65,6 +65,19 @@ def row(n: int, times: int) -> dict[str, Any]:
         ({"dry_penalty_last_n": 1e9}, "from 0 to 65536"),
         ({"response_format": form({"$defs": row(24, 2)})}, "ways through a schema"),
         ({"response_format": form({"$defs": row(300, 1)})}, "different references"),
+        (
+            {
+                "response_format": form(
+                    {
+                        "$defs": {
+                            f"d{i}": {"a": nested(80), "$ref": f"#/$defs/d{i + 1}"}
+                            for i in range(99)
+                        }
+                    }
+                )
+            },
+            "more than 1000 deep",
+        ),
         ({"response_format": form(ROUND)}, "leads to itself"),
         ({"response_format": form({"items": [ROUND["$defs"]["b"]], **ROUND})}, "leads to itself"),
         ({"response_format": {"type": "json_object", "schema": ROUND}}, "leads to itself"),
