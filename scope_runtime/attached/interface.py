@@ -41,6 +41,7 @@ class SlotState:
     Attributes:
         request_id: of the open request; None: none is open, and what runs here is unsteered and counted as such.
         serial: program that the slot runs under; 0: nothing.
+        first_serial: program that the request's first token was computed under; 0 until that is known.
         n_columns: tokens of the request so far, without those that were in the KV before.
         n_unsteered: of those, how many were not steered (images, KV shared with another program). For a policy that
             enforces, anything but 0 means that the answer must not go out as steered.
@@ -55,6 +56,7 @@ class SlotState:
     slot: int
     request_id: int | None
     serial: int
+    first_serial: int
     n_columns: int
     n_unsteered: int
     n_stray: int

@@ -35,9 +35,8 @@ class SlotPrograms:
         self._held: dict[tuple[str, str], int] = {}  # what a program does, and its revision
         self._requests: dict[int, RequestContext] = {}
         self._serials: dict[int, int] = {}  # of every slot with a request
-        # What each of them began under, unless something else was its first; and all that it may have run under: the
-        # hook tells a request's spans when it is over, and somebody must still know what they are called then.
-        self._first: dict[int, Program] = {}
+        # All that each of them may have run under: the hook tells a request's spans when it is over, and somebody must
+        # still know what they are called then.
         self._ran: dict[int, set[int]] = {}
         self._unsure: set[int] = (
             set()
@@ -100,9 +99,6 @@ class SlotPrograms:
                 self.source, self._serials = source, serials
                 for slot in held.keys() & serials.keys():  # others have ended meanwhile
                     self._ran[slot].add(held[slot])
-                    with suppress(HookError):  # it was killed: nothing of it goes out any more
-                        if not self._hook.slot(slot).n_columns:
-                            self._first[slot] = programs[slot]
                 self._since_use = self._hook.status.n_ubatches
                 took_ms = (time.perf_counter() - began) * 1e3
                 self._release_old()
@@ -144,14 +140,19 @@ class SlotPrograms:
             return self.programs[self._serials[slot]]
 
     def first_of(self, slot: int) -> Program:
-        """What the first token was computed under that a slot's request computed; what the next will be if none was."""
+        """What the first token was computed under that a slot's request computed; what the next will be if none was.
+
+        Raises:
+            HookError: the server was killed.
+        """
+        state = self._hook.slot(slot)
         with self._lock:
-            return self._first[slot]
+            return self.programs[state.first_serial or state.serial]
 
     def end(self, slot: int) -> None:
         """The slot's request is over; lets go of programs of old sources that no slot and no span names."""
         with self._lock:
-            for of_slots in (self._requests, self._serials, self._first, self._ran):
+            for of_slots in (self._requests, self._serials, self._ran):
                 of_slots.pop(slot, None)
             if not self._hook.alive:
                 return
@@ -190,7 +191,7 @@ class SlotPrograms:
                 # Somebody else's end may have let go of it in between.
                 if self._held.get(_key(program)) == serial:
                     self._serials[slot], self._requests[slot] = serial, request
-                    self._first[slot], self._ran[slot] = program, {serial}
+                    self._ran[slot] = {serial}
                     return serial
 
     def _hold(self, program: Program) -> int:

@@ -331,6 +331,7 @@ def _slot_state(raw: shared.RawSlot) -> SlotState:
         slot=raw.slot,
         request_id=raw.request_id if raw.open else None,
         serial=raw.serial,
+        first_serial=raw.first_serial,
         n_columns=raw.n_columns,
         n_unsteered=raw.n_unsteered,
         n_stray=raw.n_stray,

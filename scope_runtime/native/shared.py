@@ -66,6 +66,7 @@ class RawSlot(c.Structure):
         ("open", c.c_uint32),
         ("request_id", c.c_uint64),
         ("serial", c.c_uint64),
+        ("first_serial", c.c_uint64),
         ("n_columns", c.c_uint64),
         ("n_unsteered", c.c_uint64),
         ("n_stray", c.c_uint64),

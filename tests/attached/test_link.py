@@ -25,6 +25,7 @@ BEGUN = SlotState(
     slot=1,
     request_id=7,
     serial=3,
+    first_serial=0,
     n_columns=0,
     n_unsteered=0,
     n_stray=2,

@@ -166,9 +166,11 @@ def test_a_requests_first_program_is_that_of_its_first_token() -> None:
     programs = SlotPrograms(hook, 2, Source("one"))  # type: ignore[arg-type]
     for slot in range(2):
         programs.begin(slot, slot, of("same"))
-    # The prompt of one is computed when the policies change, that of the other is not.
-    hook.slot = lambda slot: replace(BEGUN, slot=slot, request_id=slot, n_columns=7 * slot)
+    (began,) = (n for n, program in programs.programs.items() if program.digest == "same")
     programs.use(Source("two"), now=True)  # type: ignore[arg-type]
+    changed = max(programs.programs)
+    # The prompt of one was computed when the policies changed, that of the other was not.
+    hook.slot = lambda slot: replace(BEGUN, slot=slot, serial=changed, first_serial=began * slot)
     assert [programs.first_of(slot).revision for slot in range(2)] == ["two", "one"]
 
 

@@ -55,7 +55,7 @@ class Hook:
     serial: int = 0
     n_unmatched: int = 0
     state: SlotState = field(
-        default_factory=lambda: SlotState(0, None, 0, 0, 0, 0, None, -1, None, ())
+        default_factory=lambda: SlotState(0, None, 0, 0, 0, 0, 0, None, -1, None, ())
     )
     programs: dict[int, str] = field(default_factory=dict)
     refuses: str | None = None  # what it does not do

@@ -73,6 +73,7 @@ typedef struct {
   int32_t slot;
   uint32_t open; /* 1: a request is open */
   uint64_t request_id, serial;
+  uint64_t first_serial;           /* what the request's first token was computed under; 0: none is known of */
   uint64_t n_columns, n_unsteered; /* of the request */
   uint64_t n_stray;                /* without a request, since the start */
   int32_t answer_start;            /* -1: not known yet */

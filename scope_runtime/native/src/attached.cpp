@@ -316,6 +316,7 @@ void Attached::publish_slot(int32_t slot, bool with_spans) {
     if (s->request) {
       out.open = 1;
       out.request_id = s->request->id;
+      out.first_serial = s->request->first_serial;
       out.n_columns = s->request->n_columns;
       out.n_unsteered = s->request->n_unsteered;
       out.answer_start = s->request->answer_start == unknown_start ? -1 : s->request->answer_start;

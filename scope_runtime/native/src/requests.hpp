@@ -47,6 +47,7 @@ struct Request {
   uint32_t number = 0;                      ///< counts the hook's requests; marks the entries that this one computed
   int32_t answer_start = 0;                 ///< position of the first `generation` column, or unknown_start
   uint64_t n_columns = 0, n_unsteered = 0;  ///< computed, those taken back too
+  uint64_t first_serial = 0;                ///< of the program that the first of them was computed under
   std::optional<Abort> abort;
   std::optional<int32_t> excess_position;  ///< where the dose limit first acted
   std::vector<HeldEvent> held;

@@ -182,6 +182,7 @@ void Sequences::commit(Ubatch & u) {
       e.program = lane.known_program;
       e.n_rules = static_cast<uint16_t>(lane.n_rules());
       e.n_triggers = static_cast<uint16_t>(lane.n_triggers());
+      if (s.request->n_columns == 1) s.request->first_serial = programs_[e.program].serial;
     }
     s.log.put(e, u.rules_at(c), u.triggers_at(c));
     if (u.steered(c)) notice(*s.request, u, c);

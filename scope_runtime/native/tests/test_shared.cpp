@@ -257,6 +257,7 @@ TEST(shared, a_request_from_begin_to_end) {
   CHECK_EQ(c.hold(adds(7, 0), 2).code, SCOPE_OK);
   CHECK_EQ(c.command(SCOPE_COMMAND_BEGIN, 1, 1, 42).code, SCOPE_OK);
   CHECK_EQ(c.slot(1).answer_start, -1);
+  CHECK_EQ(c.slot(1).first_serial, 0u);
   CHECK(a.server.decode(0, 4, 1) == unsteered + 100);
   scope_slot_state s = c.slot(1);
   CHECK_EQ(s.open, 1u);
@@ -267,6 +268,7 @@ TEST(shared, a_request_from_begin_to_end) {
   CHECK_EQ(c.assign({0, 2}).code, SCOPE_OK);
   CHECK(a.server.decode(4, 5, 1) == unsteered + 7);
   CHECK_EQ(c.slot(1).serial, 2u);
+  CHECK_EQ(c.slot(1).first_serial, 1u);
   CHECK_EQ(c.command(SCOPE_COMMAND_END, 1).code, SCOPE_OK);
   s = c.slot(1);
   CHECK_EQ(s.open, 0u);
