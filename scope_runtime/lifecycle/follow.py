@@ -135,11 +135,15 @@ class Follower:
 
     def _do(self, asked: Iterable[Callable[[], object] | int]) -> None:
         for action in asked:
-            with contextlib.suppress(ScopeError):  # on record, and what `status` says
+            try:
                 if isinstance(action, int):
                     self._ask_by(action)
                 else:
                     action()
+            except ScopeError:
+                pass  # on record, and what `status` says
+            except Exception:
+                told_by_the_thread()  # what was asked behind it may be "off"
         self._lifecycle.follow_switch()
 
     # -- the files' thread

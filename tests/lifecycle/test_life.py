@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -530,6 +532,18 @@ for _ in range(3000):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_behaviour_21_a_fault_in_one_order_does_not_lose_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    with site.running(QUIET) as runtime:
+        follower = runtime.hosted.follower
+        follower._do([lambda: 1 // 0, signal.SIGUSR1])
+        assert runtime.hosted.lifecycle.switch is not None
+    assert [each.exc_type for each in told] == [ZeroDivisionError]
 
 
 def test_behaviours_15_and_21_signals_reload_and_switch(site: Site) -> None:
