@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from scope_runtime.attached.process import Process
 from scope_runtime.native.abi import RawEvent
 from scope_runtime.native.hook import Span
+from scope_runtime.types import ModelShape
 
 Ask = Callable[[Sequence[int], int], object]
 """Sends token ids as a prompt to a slot: greedy, one token, no cache. Returns what of the answer depends on the logits:
@@ -110,6 +113,13 @@ class AttachedHook(Protocol):
         """Variables to start llama-server with: the preload and the control folder."""
 
     @property
+    def arguments(self) -> Sequence[str]:
+        """Arguments to start llama-server with, beside its user's."""
+
+    def runs_in(self, process: Process) -> None:
+        """Told which process it is for, before anything is asked of that."""
+
+    @property
     def alive(self) -> bool:
         """Whether a server holds the control folder."""
 
@@ -163,3 +173,16 @@ class AttachedHook(Protocol):
 
     def close(self) -> None:
         """Lets go of the files; the server goes on as it is and can be adopted."""
+
+
+class Steering(Protocol):
+    """How servers come to be steered: what makes the hook of each."""
+
+    def check(self, program: Path) -> None:
+        """Refuses a program that cannot be steered so. Raises HookError."""
+
+    def create(self, control: Path, shape: ModelShape) -> AttachedHook:
+        """For a server that is to be started. Raises ScopeError."""
+
+    def adopt(self, control: Path) -> AttachedHook:
+        """Of a server that runs. Raises ScopeError or OSError: it is not steered so."""

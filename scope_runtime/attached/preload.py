@@ -11,9 +11,14 @@ from typing import BinaryIO
 from scope_runtime.errors import HookError
 
 _PT_INTERP = 3  # see elf(5): the program's dynamic linker, which is what preloads
+OTHERWISE = (
+    "policies that only amplify, for every request alike, need no hook: --plane control-vector"
+)
+"""What is left to a server into which the hook cannot come."""
+
 _INSTEAD = (
     "Give a llama-server that is linked to llama.cpp's shared libraries (the default when it is built), "
-    "or serve the model with --engine embedded"
+    f"or serve the model with --engine embedded; {OTHERWISE}"
 )
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from scope_runtime.attached.arguments import ServerCommand
-from scope_runtime.attached.interface import AttachedStatus, SlotState
+from scope_runtime.attached.interface import AttachedStatus, SlotState, Steering
 from scope_runtime.attached.link import Ended, Link, Request
 from scope_runtime.attached.server import Attached
+from scope_runtime.attached.shared import Preloaded
 from scope_runtime.attached.signs import HANGS_S
 from scope_runtime.attached.supervisor import Supervisor, reasons
 from scope_runtime.attached.upstream import EngineGone
@@ -33,8 +34,11 @@ from scope_runtime.types import ModelShape
 
 if TYPE_CHECKING:
     from scope_runtime.lifecycle import BundleOptions, Hosted, Options
+    from scope_runtime.lifecycle.build import Bench
+    from scope_runtime.lifecycle.manager import Lifecycle
 
-_DRAIN_S = 0.1
+DRAIN_S = 30.0
+_COLLECT_S = 0.1
 
 
 class AttachedRuntime:
@@ -46,6 +50,7 @@ class AttachedRuntime:
         say: told the server's log, line by line, and what becomes of the server.
         leaving: told what is to be called where this process is left without ``close``.
         hangs_s: without any sign of life for so long the server is ended, and started again.
+        drain_s: what running answers may take to end, where a change of policies ends the server.
         policy, policy_root, watch, state, control, audit, metrics, sinks: as of ``Runtime``.
 
     Raises:
@@ -61,6 +66,7 @@ class AttachedRuntime:
         say: Callable[[str], None],
         leaving: Callable[[Callable[[], None]], None] = lambda end: None,
         hangs_s: float = HANGS_S,
+        drain_s: float = DRAIN_S,
         policy_root: str | Path | None = None,
         watch: Options | None = None,
         state: str | Path | None = None,
@@ -70,13 +76,13 @@ class AttachedRuntime:
         sinks: Sequence[Sink] = (),
     ) -> None:
         from scope_runtime.lifecycle import Hosted, Options, Source
-        from scope_runtime.lifecycle.build import Bench
 
         info = check_model(command.model)
         self.shape = ModelShape(info.architecture, info.n_layer, info.n_embd)
         self.model_digest = f"sha256:{model_digest(info)}"
         self.command = command
         self._say = say
+        self._drain_s = drain_s
         self._numbers = itertools.count(1)
         self._source = ProgramSource(None, self.shape)
         self._link: Link | None = None
@@ -89,7 +95,9 @@ class AttachedRuntime:
         options = watch or Options()
         self._fails_closed = options.fail == "closed"
         self._control_texts = control_texts(command.model)
-        self._supervisor = Supervisor(command, self.shape, folder, say, hangs_s=hangs_s)
+        self._supervisor = Supervisor(
+            command, self.shape, folder, say, hangs_s=hangs_s, steering=self._steered_by(folder)
+        )
         leaving(self._supervisor.kill)
         try:
             self._records = Records(audit, metrics, sinks)
@@ -104,12 +112,13 @@ class AttachedRuntime:
             self._opened = Hosted(
                 self,
                 Source(Path(policy), root) if isinstance(policy, (str, Path)) else policy,
-                Bench(self.shape),
+                self._bench(),
                 options,
                 self._records.metrics,
                 state=Path(state) if state is not None else None,
                 control=Path(control) if control is not None else None,
             )
+            self._follows(self._opened.lifecycle)
             # Policies first: a slip in them need not wait for gigabytes of weights.
             self._supervisor.begin(self)
             self._drainer = threading.Thread(target=self._drain, name="scope-events", daemon=True)
@@ -117,6 +126,25 @@ class AttachedRuntime:
         except BaseException:
             self.close()
             raise
+
+    # -- what another way to steer a server changes
+
+    def _steered_by(self, folder: Path) -> Steering:
+        """How servers that live in this folder come to be steered."""
+        return Preloaded()
+
+    def _bench(self) -> Bench:
+        """What policies are compiled for."""
+        from scope_runtime.lifecycle.build import Bench
+
+        return Bench(self.shape)
+
+    def _follows(self, lifecycle: Lifecycle) -> None:
+        """Told what follows the policies, before there is a server."""
+
+    def _told_of_effect(self) -> Mapping[str, str]:
+        """What each request's record says of how its effect is known; nothing: the hook saw it."""
+        return {}
 
     # -- a Target of policies, and a sink
 
@@ -343,6 +371,7 @@ class AttachedRuntime:
             n_dropped=n_dropped,
             digests={
                 **link.reader.digests(program),
+                **self._told_of_effect(),
                 **({"n_unsteered": last.n_unsteered} if last.n_unsteered else {}),
                 **({"unsteered": unsteered} if unsteered else {}),
             },
@@ -376,7 +405,7 @@ class AttachedRuntime:
 
     def _drain(self) -> None:
         """Takes events out of the ring while requests run, so that alerts are told when they fire."""
-        while not self._closing.wait(_DRAIN_S):
+        while not self._closing.wait(_COLLECT_S):
             link = self._link
             if link is not None:
                 self._try_collect(link)

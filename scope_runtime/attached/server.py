@@ -1,7 +1,7 @@
 """A llama-server with the hook in it: started in a session of its own, found again, ended.
 
 Its folder holds ``lock`` (of the one gateway that uses it), ``server.json`` (which process runs, and as what), ``key``
-(which opens it), ``server.log`` and ``control-…/`` (`shared.SharedHook`; a new one for each process).
+(which opens it), ``server.log`` and ``control-…/`` (of the `interface.Steering`; a new one for each process).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from scope_runtime.attached.arguments import ServerCommand, server_environment
+from scope_runtime.attached.interface import AttachedHook, Steering
 from scope_runtime.attached.log_tail import LogTail
-from scope_runtime.attached.preload import check_program
 from scope_runtime.attached.process import Process, started
-from scope_runtime.attached.shared import SharedHook
+from scope_runtime.attached.shared import Preloaded
 from scope_runtime.attached.signs import HANGS_S, SignsOfLife
 from scope_runtime.attached.upstream import Upstream
 from scope_runtime.errors import HookError, ScopeError, UsageError
@@ -52,7 +52,7 @@ class Attached:
     """A server that is running, proved, and ours."""
 
     process: Process
-    hook: SharedHook
+    hook: AttachedHook
     upstream: Upstream
     adopted: bool
 
@@ -70,6 +70,7 @@ class ServerFolder:
         path: made where it is not there, for this user alone.
         say: told each line of the server's log.
         hangs_s: a server that shows no sign of life for so long while it starts has not started.
+        steering: what makes the hook of each server.
 
     Raises:
         UsageError: somebody else uses it, or could reach into it.
@@ -81,8 +82,10 @@ class ServerFolder:
         command: ServerCommand,
         say: Callable[[str], None],
         hangs_s: float = HANGS_S,
+        steering: Steering | None = None,
     ) -> None:
         self.path = path
+        self._steering = steering or Preloaded()
         self._hangs_s = hangs_s
         self._command = command
         self._model_version = command.model_version
@@ -134,15 +137,16 @@ class ServerFolder:
                 found=str(self._command.model),
                 hint="Start the gateway again: policies and records are held against the model's file",
             )
-        check_program(self._command.program)
+        self._steering.check(self._command.program)
         self._forget()
         control = self.path / f"control-{secrets.token_hex(4)}"
         key = secrets.token_hex(32)
         _write_private(self.path / "key", key + "\n")
-        hook = SharedHook.create(control, shape)
+        hook = self._steering.create(control, shape)
         try:
             port = _free_port()
             process = self._run(port, hook)
+            hook.runs_in(process)
         except BaseException:
             hook.close()
             raise
@@ -169,8 +173,8 @@ class ServerFolder:
             raise error from None
         return server
 
-    def _run(self, port: int, hook: SharedHook) -> Process:
-        argv = self._command.argv(port, self.path / "key")
+    def _run(self, port: int, hook: AttachedHook) -> Process:
+        argv = [*self._command.argv(port, self.path / "key"), *hook.arguments]
         log = os.open(self.path / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             with self._mutex:
@@ -249,7 +253,8 @@ class ServerFolder:
         return None, why
 
     def _taken_over(self, process: Process, kept: Kept) -> Attached:
-        hook = SharedHook.adopt(self.path / kept.control)
+        hook = self._steering.adopt(self.path / kept.control)
+        hook.runs_in(process)
         upstream = Upstream(kept.port, (self.path / "key").read_text().strip())
         try:
             if not kept.proved or not hook.status.proved:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from scope_runtime.attached.interface import Ask, AttachedStatus, SlotAbort, SlotState
+from scope_runtime.attached.preload import OTHERWISE, check_program
+from scope_runtime.attached.process import Process
 from scope_runtime.errors import HookError
 from scope_runtime.native import shared
 from scope_runtime.native.abi import (
@@ -35,6 +37,19 @@ _SUMMARY = 3
 _PROGRAM = re.compile(r"program-(\d+)\.bin")
 _DIGEST = slice(32, 64)  # of a blob: see scope_program.h
 _LOOK_MS = 200  # between two looks at whether the server is still there
+
+
+class Preloaded:
+    """Servers with the hook in them: an `interface.Steering`."""
+
+    def check(self, program: Path) -> None:
+        check_program(program)
+
+    def create(self, control: Path, shape: ModelShape) -> SharedHook:
+        return SharedHook.create(control, shape)
+
+    def adopt(self, control: Path) -> SharedHook:
+        return SharedHook.adopt(control)
 
 
 class SharedHook:
@@ -113,6 +128,13 @@ class SharedHook:
         }
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        return ()
+
+    def runs_in(self, process: Process) -> None:
+        pass  # the server's hook says itself where it is
+
+    @property
     def alive(self) -> bool:
         return self._control.alive
 
@@ -173,11 +195,13 @@ class SharedHook:
                 "this model family does not name every block's output l_out-N, so it cannot be steered",
                 found=f"{raw.n_layers_seen} blocks",
                 expected=f"{n_layer}",
+                hint=OTHERWISE,
             )
         self._prove_effect(ask, tokens, slot, plain)
         if not self.status.memory:
             raise HookError(
-                "the server changes its KV without the hook seeing it, so that its records would be wrong"
+                "the server changes its KV without the hook seeing it, so that its records would be wrong",
+                hint=_UNPROVED_HINT,
             )
 
     def _prove_effect(self, ask: Ask, tokens: Sequence[int], slot: int, plain: object) -> None:
@@ -290,7 +314,10 @@ class SharedHook:
             raise HookError(sentence or f"the server's hook refused with code {code}")
 
 
-_UNPROVED_HINT = "Use a llama-server built with shared libraries (the default), of a llama.cpp that this release knows"
+_UNPROVED_HINT = (
+    "Use a llama-server built with shared libraries (the default), of a llama.cpp that this release knows; "
+    + OTHERWISE
+)
 
 
 def _unproved(state: int) -> tuple[str]:

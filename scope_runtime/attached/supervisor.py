@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scope_runtime.attached.arguments import ServerCommand
+from scope_runtime.attached.interface import Steering
 from scope_runtime.attached.server import Attached, ServerFolder
 from scope_runtime.attached.signs import HANGS_S, SignsOfLife
 from scope_runtime.errors import ScopeError
@@ -44,6 +45,7 @@ class Supervisor:
         say: told the server's log, and what becomes of the server, a line each.
         backoff_s: see ``BACKOFF_S``.
         hangs_s: a server without any sign of life for so long is ended, and started again.
+        steering: what makes the hook of each server; by default it is preloaded.
 
     Raises:
         UsageError: the folder is another gateway's.
@@ -57,17 +59,19 @@ class Supervisor:
         say: Callable[[str], None],
         backoff_s: tuple[float, ...] = BACKOFF_S,
         hangs_s: float = HANGS_S,
+        steering: Steering | None = None,
     ) -> None:
         self._shape = shape
         self._say = say
         self._backoff_s = backoff_s
         self._hangs_s = hangs_s
         self._closing = threading.Event()
+        self._again = threading.Event()  # somebody wants it to be started again
         self._server: Attached | None = None
         self._signs: SignsOfLife | None = None  # of the server
         self._thread: threading.Thread | None = None
         self._folder = ServerFolder(
-            folder, command, lambda line: say(f"llama-server: {line}"), hangs_s
+            folder, command, lambda line: say(f"llama-server: {line}"), hangs_s, steering
         )
 
     def begin(self, keeper: Keeper) -> None:
@@ -104,10 +108,16 @@ class Supervisor:
                 if how is None:
                     continue
                 self._server = None
-                keeper.gone(server, how)
+                asked = self._again.is_set()
+                keeper.gone(server, "it is started again, as was asked" if asked else how)
                 if time.monotonic() - began > STEADY_S:
                     failures = 0
-            if self._closing.wait(self._backoff_s[min(failures, len(self._backoff_s) - 1)]):
+            if self._again.is_set():
+                self._again.clear()
+                failures = 0
+                if self._closing.is_set():
+                    return
+            elif self._closing.wait(self._backoff_s[min(failures, len(self._backoff_s) - 1)]):
                 return
             failures += 1
             began = time.monotonic()
@@ -125,6 +135,13 @@ class Supervisor:
         # Not asked to first: what hangs does not listen, and requests wait for it.
         server.process.kill()
         return f"no sign of life for {self._hangs_s:g} s; {server.process.how}"
+
+    def restart(self) -> None:
+        """Ends the server at once, and has it started again without a pause."""
+        self._again.set()
+        server = self._server
+        if server is not None:
+            server.process.kill()
 
     def end_server(self) -> None:
         """Ends the server at once; for what waits for it and must not any more. None is started again."""

@@ -170,6 +170,8 @@ def _print_status(data: dict[str, Any]) -> None:
         print(f"OFF since {local_time(off_now['time'])} by {off_now['actor']}{why}")
     seen = "acknowledged" if data["acknowledged"] else "waits for its first token"
     print(f"in force  {data['revision']} ({seen})")
+    if data["effect"]:
+        print(f"effect    {data['effect']}")
     if off_now:
         print(f"loaded    {data['loaded']}")
     print(f"source    {data['source']} ({data['hints']})")

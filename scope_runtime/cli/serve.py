@@ -36,6 +36,13 @@ class EngineName(StrEnum):
     LLAMA_SERVER = "llama-server"
 
 
+class PlaneName(StrEnum):
+    """How a llama-server is steered."""
+
+    HOOK = "hook"
+    CONTROL_VECTOR = "control-vector"
+
+
 def serve(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", metavar="FILE", help="The model: a GGUF file.")
@@ -115,6 +122,12 @@ def serve(
         str | None,
         typer.Option("--llama-server", metavar="PATH", help="The llama-server program to start."),
     ] = None,
+    plane: Annotated[
+        PlaneName,
+        typer.Option(
+            "--plane", help="How your server is steered: control-vector, where no hook can be."
+        ),
+    ] = PlaneName.HOOK,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- ARGS]", help="Arguments of llama-server.", show_default=False),
@@ -165,6 +178,12 @@ def serve(
             found=" ".join(arguments or ["--llama-server"]),
             hint="They are for --engine llama-server",
         )
+    elif plane is not PlaneName.HOOK:
+        raise UsageError(
+            "the embedded engine needs no other plane",
+            found=f"--plane {plane}",
+            hint="It is for --engine llama-server",
+        )
     if model is None:
         raise UsageError("no model is given", hint="Give --model FILE, or --config scope.yaml")
     if read is None and policies is None:
@@ -194,9 +213,10 @@ def serve(
             model,
             _attached(
                 command,
+                plane,
                 leaving.append,
                 server_folder(read.state if read is not None else state, command),
-                options.engine_hangs_s,
+                options,
                 read,
                 {
                     "policy": policies,
@@ -252,9 +272,10 @@ def serve(
 
 def _attached(
     command: ServerCommand,
+    plane: PlaneName,
     leaving: Callable[[Callable[[], None]], None],
     folder: Path,
-    hangs_s: float,
+    options: ServeOptions,
     read: RuntimeConfig | None,
     said: dict[str, Any],
 ) -> Callable[[KeyRing], Opened]:
@@ -269,14 +290,21 @@ def _attached(
         from scope_runtime.serve.server import Opened
         from scope_runtime.told import tell
 
+        kind: type[AttachedRuntime] = AttachedRuntime
+        if plane is PlaneName.CONTROL_VECTOR:
+            from scope_runtime.attached.vector_runtime import VectorRuntime
+
+            kind = VectorRuntime
+
         def of_config(config: RuntimeConfig, sinks: Sequence[Sink]) -> AttachedRuntime:
-            return AttachedRuntime(
+            return kind(
                 command,
                 config.policy,
                 folder=folder,
                 say=tell,
                 leaving=leaving,
-                hangs_s=hangs_s,
+                hangs_s=options.engine_hangs_s,
+                drain_s=options.drain_s,
                 policy_root=config.policy_root,
                 watch=config.options,
                 state=config.state,
@@ -288,12 +316,13 @@ def _attached(
         if read is not None:
             runtime = opened_by(read, of_config, Told())
         else:
-            runtime = AttachedRuntime(
+            runtime = kind(
                 command,
                 folder=folder,
                 say=tell,
                 leaving=leaving,
-                hangs_s=hangs_s,
+                hangs_s=options.engine_hangs_s,
+                drain_s=options.drain_s,
                 sinks=[Told()],
                 **said,
             )

@@ -20,6 +20,7 @@ from scope_runtime.policy.revision import FileDigests
 from scope_runtime.resolve import OpenFiles
 from scope_runtime.select import ProgramSource
 from scope_runtime.types import ModelShape
+from scope_runtime.vectors_alone import check_vectors_alone
 
 ATTEMPTS = 5
 _SEQUENCE = 0
@@ -31,11 +32,13 @@ class Bench:
 
     Attributes:
         samples: residuals of the model itself by layer, (n_tokens, n_embd), for the dry run.
+        vectors_alone: refuse what control vectors cannot carry; see ``scope_runtime.vectors_alone``.
     """
 
     shape: ModelShape
     control_vector_layers: frozenset[int] = frozenset()
     samples: Mapping[int, F32Array] = field(default_factory=dict)
+    vectors_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ def _programs(source: Source, bench: Bench, files: OpenFiles | None) -> ProgramS
         control_vector_layers=bench.control_vector_layers,
         files=files,
     )
+    if bench.vectors_alone:
+        check_vectors_alone(programs)
     dry_run(programs, bench)
     return programs
 

@@ -51,6 +51,8 @@ class Lifecycle:
 
     Attributes:
         nothing: no policies, for this model.
+        before_off: called before steering is switched off, which waits for a change under way.
+        effect: how it is known that the model is steered, where no hook observes it.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Lifecycle:
         self._named: tuple[str, ...] = ()
         self.counts = Counts()
         self.before_reload: Callable[[], Prepared] = Prepared
+        self.before_off: Callable[[], None] = lambda: None
         self.alerts: Callable[[], dict[str, Any]] | None = None
+        self.effect: str | None = None
         self.last: LastReload | None = None
 
     # -- what is
@@ -402,6 +406,7 @@ class Lifecycle:
 
     def off(self, cause: Cause) -> str | None:
         """Stops all steering by the next token; see ``InForce.off``."""
+        self.before_off()
         return self._in_force.off(cause)
 
     def on(self, cause: Cause) -> None:

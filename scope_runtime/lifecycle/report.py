@@ -20,6 +20,7 @@ def status_data(lifecycle: Lifecycle, follower: Follower) -> dict[str, Any]:
         "revision": lifecycle.revision,
         "loaded": current.revision,
         "acknowledged": lifecycle.acknowledged,
+        "effect": lifecycle.effect,
         "source": str(lifecycle.source.path)
         if lifecycle.feed is None
         else lifecycle.feed.status().where,
