@@ -136,12 +136,10 @@ class Supervisor:
         server.process.kill()
         return f"no sign of life for {self._hangs_s:g} s; {server.process.how}"
 
-    def restart(self) -> None:
+    def restart(self, server: Attached) -> None:
         """Ends the server at once, and has it started again without a pause."""
         self._again.set()
-        server = self._server
-        if server is not None:
-            server.process.kill()
+        server.process.kill()
 
     def end_server(self) -> None:
         """Ends the server at once; for what waits for it and must not any more. None is started again."""

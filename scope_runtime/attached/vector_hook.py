@@ -21,7 +21,10 @@ from scope_runtime.program import Program
 from scope_runtime.types import ModelShape
 from scope_runtime.vectors import write_control_vector
 
-BY_CONSTRUCTION = "by construction: the control vector that the server was started with, or none; no hook observes it: no doses"
+BY_CONSTRUCTION = (
+    "by construction: the control vector that the server was started with, or none; "
+    "no hook observes it, so there are no doses"
+)
 """How it is known that requests are steered, for records and people."""
 
 _STARTED_WITH = "started-with.json"

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from scope_runtime.lifecycle.build import Bench
     from scope_runtime.lifecycle.manager import Lifecycle
 
+_CHANGES = "the server is started again under other policies"
+_OFF = "steering is switched off meanwhile"
+
 
 class VectorRuntime(AttachedRuntime):
     """See ``AttachedRuntime``; ``drain_s`` bounds what a reload waits for."""
@@ -105,7 +108,7 @@ class VectorRuntime(AttachedRuntime):
             self._check_startable(source)
             began = time.perf_counter()
             with self._gate:
-                self._shut = True
+                self._shut, self._trouble = not self._ending, _CHANGES
                 if not now:
                     self._gate.wait_for(
                         lambda: (
@@ -116,7 +119,9 @@ class VectorRuntime(AttachedRuntime):
                         ),
                         self._drain_s,
                     )
-            self._replace(link, source)
+                if self._off_waits:
+                    raise HookError(_OFF)
+            self._replace(source)
             if not now or source.program.control_vectors:
                 self._wait_there(source, previous)
             took_ms = (time.perf_counter() - began) * 1e3
@@ -134,14 +139,18 @@ class VectorRuntime(AttachedRuntime):
             )
         self._steering.write(source.program)
 
-    def _replace(self, link: Link, source: ProgramSource) -> None:
+    def _replace(self, source: ProgramSource) -> None:
         """Ends the server, of which no token goes out any more, and has the next one started under ``source``."""
         with self._gate:
             self._failure = None
         with self._changing:
-            self._source = source
-        _hook(link).stop()
-        self._supervisor.restart()
+            self._source, link = source, self._link
+        self._end_link(link)
+
+    def _end_link(self, link: Link | None) -> None:
+        if link is not None:
+            _hook(link).stop()
+            self._supervisor.restart(link.server)
 
     def _wait_there(self, source: ProgramSource, previous: ProgramSource) -> None:
         """Until a server runs under ``source``; else the policies from before are put back."""
@@ -174,7 +183,7 @@ class VectorRuntime(AttachedRuntime):
                 return None
             if self._failure is not None:
                 return str(self._failure)
-            return "the gateway is ending" if self._ending else "steering is switched off meanwhile"
+            return "the gateway is ending" if self._ending else _OFF
 
     def _before_off(self) -> None:
         """Whoever switches off does not wait for a change under way: it is given up, with all that runs."""
@@ -183,10 +192,7 @@ class VectorRuntime(AttachedRuntime):
                 return
             self._off_waits = True
             self._gate.notify_all()
-        link = self._link
-        if link is not None:
-            _hook(link).stop()
-            self._supervisor.restart()
+        self._end_link(self._link)
 
     # -- told by the supervisor
 
@@ -219,11 +225,19 @@ class VectorRuntime(AttachedRuntime):
             self._shut, self._failure = False, error
             self._gate.notify_all()
 
+    def end_server(self) -> None:
+        self._end()
+        super().end_server()
+
     def close(self) -> None:
+        self._end()
+        super().close()
+
+    def _end(self) -> None:
+        """Nobody waits for a server any more: there will be none."""
         with self._gate:
             self._shut, self._ending = False, True
             self._gate.notify_all()
-        super().close()
 
     # -- requests
 
