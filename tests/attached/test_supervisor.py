@@ -94,6 +94,31 @@ def test_pauses_grow_and_every_failure_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert pauses.taken == [1.0, 2.0, 3.0, 3.0, 3.0]
 
 
+def test_a_restart_that_was_asked_for_takes_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is no failure: the pauses after it begin anew."""
+    folder = Folder([True, False, True, True, False])
+
+    class Asks(Keeper):
+        def came(self, server: Any) -> None:
+            super().came(server)
+            if len([each for each in self.told if each == "came"]) == 2:
+                server.process.kill = lambda: None
+                supervisor.restart(server)
+
+    monkeypatch.setattr(module, "ServerFolder", lambda *_: folder)
+    supervisor = Supervisor(COMMAND, SHAPE, Path("unused"), lambda line: None, (1.0, 2.0, 3.0))
+    supervisor._closing = pauses = Pauses(4)
+    keeper = Asks()
+    supervisor.begin(keeper)
+    assert supervisor._thread is not None
+    supervisor._thread.join()
+    supervisor.close()
+    failed, killed = "it does not come up", "ended by SIGKILL"
+    asked_for = "it is started again, as was asked"
+    assert keeper.told == ["came", killed, failed, "came", asked_for, "came", killed, failed]
+    assert pauses.taken == [1.0, 2.0, 2.0, 3.0]
+
+
 def test_a_server_that_ends_while_it_starts_is_quoted(tmp_path: Path) -> None:
     code = "import sys; print('no room for the weights'); sys.exit(3)"
     command = ServerCommand(Path(sys.executable), MODEL, ("-c", code))

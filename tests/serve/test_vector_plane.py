@@ -16,6 +16,7 @@ import pytest
 
 from scope_runtime.attached.vector_hook import BY_CONSTRUCTION
 from scope_runtime.runtime import Runtime
+from tests.conftest import Scope
 from tests.lifecycle.conftest import until
 from tests.serve.conftest import MODEL, OTHER, USER, Server, furnish, serving
 from tests.serve.over_server import (
@@ -65,14 +66,24 @@ def steered(site: Path, *more: str, program: Path | None = None) -> Iterator[Ser
         yield running
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    folder = tmp_path / "site"
+def furnished(folder: Path) -> Path:
     config = STATE.replace("    labels: [team]\n", "    labels: [team]\n    drain_s: 1\n")
     furnish(folder, config.replace("  serve:\n", "  control: {socket: control.sock}\n  serve:\n"))
     (folder / "policies" / "english-only.yaml").unlink()
     write(folder)
     return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return furnished(tmp_path / "site")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that only ask."""
+    with steered(furnished(tmp_path_factory.mktemp("vector") / "site")) as running:
+        yield running
 
 
 def top_logprobs(answer: dict[str, Any]) -> dict[str, float]:
@@ -96,30 +107,31 @@ def difference(one: dict[str, float], other: dict[str, float]) -> float:
     return float(np.abs(a - b).max() / np.ptp(b))
 
 
-def test_answers_are_those_of_the_embedded_engine(site: Path) -> None:
+def test_answers_are_those_of_the_embedded_engine(server: Server) -> None:
     """It has the same policies in its hook; so have neighbours in a batch, and prompts that a slot has kept."""
-    wanted, plain = embedded(site / "policies"), embedded()
-    with steered(site) as server:
-        with ThreadPoolExecutor(4) as threads:
-            answers = threads.map(
-                lambda key: ask(server, key, max_tokens=1, logprobs=N_TOP), [USER, OTHER] * 4
-            )
-            found = [top_logprobs(answer) for answer in answers]
-        kept = ask(server, max_tokens=1, logprobs=N_TOP)
+    wanted, plain = embedded(server.folder / "policies"), embedded()
+    with ThreadPoolExecutor(4) as threads:
+        answers = threads.map(
+            lambda key: ask(server, key, max_tokens=1, logprobs=N_TOP), [USER, OTHER] * 4
+        )
+        found = [top_logprobs(answer) for answer in answers]
+    kept = ask(server, max_tokens=1, logprobs=N_TOP)
     assert cached(kept) > 0
     for each in [*found, top_logprobs(kept)]:
         assert difference(each, wanted) <= BOUND
         assert difference(each, plain) > 10 * BOUND
 
 
-def test_records_and_status_say_how_the_effect_is_known(site: Path) -> None:
-    with steered(site) as server, server.admin() as admin:
-        told = ask(server, scope={"explain": True})["scope"]
+def test_records_and_status_say_how_the_effect_is_known(server: Server, scope: Scope) -> None:
+    told = ask(server, scope={"explain": True})["scope"]
+    with server.admin() as admin:
         status = admin.get("/-/policies").json()
-        record = record_of(server, told["request_id"])
-        (started,) = [each for each in server.records() if each["what"] == "server-started"]
+    record = record_of(server, told["request_id"])
+    shown = scope("status", "--control", server.folder / "control.sock").stdout
+    (started,) = [each for each in server.records() if each["what"] == "server-started"]
     assert status["effect"] == record["effect"] == BY_CONSTRUCTION
     assert started["attach"] == [BY_CONSTRUCTION]
+    assert f"\neffect    {BY_CONSTRUCTION}\n" in shown
     assert record["revisions"] == told["revisions"]
     assert told["revisions"] == [{"revision": status["revision"], "from_position": 0}]
     assert told["interventions"] == 2
@@ -197,6 +209,9 @@ def test_a_killed_gateways_server_goes_on_under_the_same_policies_alone(site: Pa
         assert server_pid(server, "adopted") == pid
         answer = ask(server)
         assert (text_of(answer), cached(answer)) == (before, 0)
+        os.kill(pid, signal.SIGKILL)  # and one that ends by itself comes back under them, too
+        pid = server_pid(server)
+        assert text_of(ask(server)) == before
         server.process.kill()
         server.process.wait()
     write(site, 843, 2)
@@ -206,14 +221,6 @@ def test_a_killed_gateways_server_goes_on_under_the_same_policies_alone(site: Pa
         )
         assert text_of(ask(server)) != before
     assert not runs(pid)
-
-
-def test_a_killed_server_comes_back_steered(site: Path) -> None:
-    with steered(site) as server:
-        before = text_of(ask(server))
-        os.kill(server_pid(server), signal.SIGKILL)
-        server_pid(server, n=2)
-        assert text_of(ask(server)) == before
 
 
 def test_a_build_that_takes_no_hook_is_steered_so(site: Path, tmp_path: Path) -> None:
@@ -237,3 +244,9 @@ def test_policies_that_it_cannot_carry_are_refused_at_the_start(site: Path) -> N
         assert server.process.wait() == 1
     (error,) = [line for line in server.said if line.startswith("error: ")]
     assert "push.yaml:11:7: llama.cpp's control vector cannot carry rollout of rule pull" in error
+
+
+def test_the_plane_is_for_a_llama_server(site: Path, scope: Scope) -> None:
+    refused = scope("serve", "-m", MODEL, "-P", site / "policies", "--plane", "control-vector")
+    assert refused.returncode == 2
+    assert "the embedded engine needs no other plane" in refused.stderr
