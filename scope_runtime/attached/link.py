@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from scope_runtime.attached.interface import SlotState
@@ -150,16 +151,24 @@ class Request:
     @property
     def state(self) -> SlotState:
         """The slot now; a read of shared memory. Raises EngineGone where the server was killed while it wrote."""
-        try:
+        with self._gone_told():
             return self.link.hook.slot(self.slot)
+
+    def first(self, n_reused: int) -> Program:
+        """What its first position was computed under, of which so many had been computed before."""
+        if n_reused:
+            return self.program
+        with self._gone_told():
+            return self.link.programs.first_of(self.slot)
+
+    @contextmanager
+    def _gone_told(self) -> Iterator[None]:
+        try:
+            yield
         except HookError:
             if self.link.hook.alive:
                 raise
             raise EngineGone("llama-server is gone") from None
-
-    def first(self, n_reused: int) -> Program:
-        """What its first position was computed under, of which so many had been computed before."""
-        return self.program if n_reused else self.link.programs.first_of(self.slot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ class VectorHook:
         if not self.alive:
             raise HookError("the server is gone")
         with self._lock:
-            state = replace(self._slot(slot), request_id=request_id, serial=serial)
+            state = self._slot(slot)
+            state = replace(state, request_id=request_id, serial=serial, first_serial=serial)
             self._slots[slot] = state
             return state
 
@@ -225,7 +226,7 @@ class VectorHook:
             return self._slot(slot)
 
     def _slot(self, slot: int) -> SlotState:
-        empty = SlotState(slot, None, 0, 0, 0, 0, None, -1, None, self._unknown)
+        empty = SlotState(slot, None, 0, 0, 0, 0, 0, None, -1, None, self._unknown)
         return self._slots.get(slot, empty)
 
     def drain(self) -> list[RawEvent]:
