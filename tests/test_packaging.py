@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scope_runtime import __version__
+from scope_runtime.native.abi import ABI_VERSION
 from tests.conftest import Tiny
 
 
@@ -80,7 +81,7 @@ def test_library_of_the_wheel_loads_alone(wheel: Path, tmp_path: Path) -> None:
     """It links neither llama.cpp nor ggml, so it loads where neither is."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     library = ctypes.CDLL(str(tmp_path / "scope_runtime" / "native" / "libscope_hook.so"))
-    assert library.scope_abi_version() == 2
+    assert library.scope_abi_version() == ABI_VERSION
     needed = subprocess.run(
         ["readelf", "-d", str(tmp_path / "scope_runtime" / "native" / "libscope_hook.so")],
         capture_output=True,
