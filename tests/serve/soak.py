@@ -237,7 +237,9 @@ def _rss_mib(pid: int) -> int:
     """Of a process and its children."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     mine = next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    # Each thread has children of its own.
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for each in lists for child in each.read_text(encoding="ascii").split()]
     return mine + sum(_rss_mib(int(child)) for child in children)
 
 
