@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from converters.readers.npz_file import open_npz
 from converters.readers.safetensors_file import open_safetensors
-from converters.readers.stored import File
+from converters.readers.stored import NO_ZIP, File
 from converters.readers.torch_file import load_values, open_torch
 from scope_runtime.errors import Location, PackError
 from scope_runtime.files import open_regular, read_exactly
@@ -180,7 +180,7 @@ def sniff(path: Path) -> str | None:
             try:
                 with zipfile.ZipFile(file) as archive:
                     names = [each.filename for each in archive.infolist()[:4096]]
-            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+            except NO_ZIP:
                 return "pt"
             return "npz" if any(name.endswith(".npy") for name in names) else "pt"
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 40:

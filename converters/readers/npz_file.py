@@ -24,6 +24,7 @@ import numpy as np
 
 from converters.readers.stored import (
     FLOATS,
+    NO_ZIP,
     File,
     FileArray,
     Identity,
@@ -42,10 +43,7 @@ MAX_DIMS = 4
 MAX_RATIO = 1100
 """Deflate cannot do better than about 1032 to 1; what claims more lies about its size."""
 _TYPES = {"<f4": "F32", "<f2": "F16"}
-_ZIP_ERRORS = (
-    zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, zlib.error,
-    RuntimeError, struct.error, KeyError, OverflowError,
-)  # fmt: skip
+_ZIP_ERRORS = (*NO_ZIP, zlib.error, RuntimeError, struct.error, KeyError, OverflowError)
 
 
 def open_npz(path: Path) -> File:

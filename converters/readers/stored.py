@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ BLOCK_BYTES = 8 << 20
 
 FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Types that are read, and how numpy sees their bytes (it has no BF16)."""
+
+NO_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError)
+"""What zipfile raises over the directory of a file that is damaged or no archive."""
 
 
 class StoredArray(Protocol):

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from converters.readers.stored import (
+    NO_ZIP,
     File,
     FileArray,
     Identity,
@@ -160,7 +161,7 @@ def _check_archive(path: Path) -> None:
         try:
             with zipfile.ZipFile(file) as archive:
                 records = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as reason:
+        except NO_ZIP as reason:
             _fail(path, "not a .pt file, or cut short", found=str(reason)[:200])
     if len(records) > MAX_RECORDS:
         _fail(path, "too many records", found=str(len(records)), expected=f"at most {MAX_RECORDS}")

@@ -62,11 +62,11 @@ def pack(value: object) -> bytes:
 def pack_beside(value: object, file: int) -> bytes:
     """A message whose large parts are written into a file."""
     body, apart = parts(value)
-    at = 0
+    lengths: list[int] = []
     for part in apart:
         with part.raw() as raw:
-            at += _write(file, raw, at)
-    return pack(Packed(body, tuple(part.raw().nbytes for part in apart)))
+            lengths.append(_write(file, raw, sum(lengths)))
+    return pack(Packed(body, tuple(lengths)))
 
 
 def _write(file: int, data: memoryview, at: int) -> int:

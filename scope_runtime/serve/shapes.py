@@ -162,7 +162,7 @@ class Completion:
         return self._choice(index, text, logprobs, None)
 
     def extra(self, index: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError("a completion is text alone")
+        raise TypeError("a completion is text alone")
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
         return self._choice(index, "", None, finish)
