@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,9 @@ library.load()
 BOUND = 1e-3
 """Largest difference of two logprobs that counts as equal, in units of the logits' range: both have F16 caches."""
 
+NEAR = 2 * BOUND
+"""Largest lead of the likeliest token over one that is as likely, in the same units: either may be off by the bound."""
+
 N_PREDICT = 12
 N_LONG = 200
 REQUEST_END, SUMMARY = 4, 3
@@ -51,6 +55,8 @@ class Place:
     server: AttachedServer
     hook: SharedHook
     policies: dict[str, Path]
+    endings: list[int]
+    """Tokens that end an answer: a server that is told to ignore them draws the next best."""
     numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 10_000)))
 
     def program(self, name: str) -> Program:
@@ -59,6 +65,24 @@ class Place:
             load_policy(self.policies[name]),
             ModelShape(shape.architecture, shape.n_layer, shape.n_embd),
         )
+
+    @contextmanager
+    def held(self, *names: str) -> Iterator[list[int]]:
+        """The policies' programs in the hook, by their serials, whatever becomes of the test."""
+        serials = [self.hook.hold(self.program(name).blob) for name in names]
+        try:
+            yield serials
+        finally:
+            self.hook.assign({})
+            for serial in serials:
+                self.hook.release(serial)
+
+    def greedy(self, answer: list[int], logits: np.ndarray) -> bool:
+        """Whether each token is the likeliest, or as likely but for what other columns in a batch change in a sum."""
+        drawn = logits.copy()
+        drawn[:, self.endings] = -np.inf
+        taken = drawn[np.arange(len(answer)), answer]
+        return bool((drawn.max(axis=1) - taken <= NEAR * np.ptp(logits, axis=1)).all())
 
     def tokens(self, n_tokens: int = 20, seed: int = 0) -> list[int]:
         return prompt(self.model.shape.n_vocab, n_tokens, seed)
@@ -96,7 +120,9 @@ def place(
         with pytest.raises(HookError, match="the server's context is not proved"):
             hook.begin(0, 1, 0)
         hook.prove(server.probe, prompt(model.shape.n_vocab, 8))
-        yield Place(model, pack, server, hook, policies_of(pack))
+        with hooked_llama(model.path) as hooked:
+            endings = [token for token in range(hooked.n_vocab) if hooked.ends(token)]
+        yield Place(model, pack, server, hook, policies_of(pack), endings)
 
 
 @pytest.fixture
@@ -129,12 +155,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return out
 
 
-def greedy(answer: list[int], logits: np.ndarray) -> bool:
-    """Whether each token is the likeliest, or as likely but for what other columns in a batch change in a sum."""
-    taken = logits[np.arange(len(answer)), answer]
-    return bool((logits.max(axis=1) - taken <= BOUND * np.ptp(logits, axis=1)).all())
-
-
 def summaries(events: list[RawEvent], serial: int) -> list[RawEvent]:
     return [e for e in events if e.kind == SUMMARY and e.serial == serial]
 
@@ -144,31 +164,28 @@ def test_slots_side_by_side_answer_as_the_runtime_alone(
 ) -> None:
     """Three policies in three slots at once, and a slot with none."""
     names: list[str | None] = ["mute", "push", "pull", None]
-    serials = [place.hook.hold(place.program(n).blob) if n else 0 for n in names]
     prompts = [place.tokens(18 + slot, seed=slot) for slot in range(4)]
 
-    def request(slot: int) -> list[int]:
-        place.hook.begin(slot, next(place.numbers), serials[slot])
+    def request(slot: int, serial: int) -> list[int]:
+        place.hook.begin(slot, next(place.numbers), serial)
         try:
             answer = place.server.complete(prompts[slot], slot, N_PREDICT)
         finally:
             end = place.hook.end(slot)
         assert (end.n_unsteered, end.answer_start) == (0, len(prompts[slot]) - 1)
-        assert end.spans == (Span(0, len(prompts[slot]) + N_PREDICT - 1, serials[slot]),)
+        assert end.spans == (Span(0, len(prompts[slot]) + N_PREDICT - 1, serial),)
         return list(answer["tokens"])
 
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(request, range(4)))
+    with place.held("mute", "push", "pull") as serials, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(request, range(4), [*serials, 0]))
     assert place.hook.status.n_unmatched == 0
     for slot, (name, answer) in enumerate(zip(names, answers, strict=True)):
         n_prompt = len(prompts[slot])
         policy = place.policies[name] if name else None
         logits = reference(policy, prompts[slot] + answer, n_prompt)
-        assert greedy(answer, logits[n_prompt - 1 : -1])
+        assert place.greedy(answer, logits[n_prompt - 1 : -1])
         plain = reference(None, prompts[slot] + answer, n_prompt)
         assert (name is None) == bool(np.array_equal(logits, plain))
-    for serial in serials[:3]:
-        place.hook.release(serial)
 
 
 @pytest.mark.parametrize("name", ["mute", "push", "pull"])
@@ -176,11 +193,10 @@ def test_every_logprob_is_the_runtimes(
     name: str, place: Place, reference: Callable[..., np.ndarray]
 ) -> None:
     tokens, n_vocab = place.tokens(seed=7), place.model.shape.n_vocab
-    serial = place.hook.hold(place.program(name).blob)
-    place.hook.begin(2, next(place.numbers), serial)
-    found = all_logprobs(place.server, tokens, 2, n_vocab)
-    place.hook.end(2)
-    place.hook.release(serial)
+    with place.held(name) as (serial,):
+        place.hook.begin(2, next(place.numbers), serial)
+        found = all_logprobs(place.server, tokens, 2, n_vocab)
+        place.hook.end(2)
     logits = reference(place.policies[name], tokens, len(tokens))[-1]
     plain = reference(None, tokens, len(tokens))[-1]
     assert np.abs(found - log_softmax(logits)).max() <= BOUND * np.ptp(logits)
@@ -188,14 +204,14 @@ def test_every_logprob_is_the_runtimes(
 
 
 def test_events_come_with_their_positions(place: Place) -> None:
-    serial = place.hook.hold(place.program("push").blob)
-    place.hook.drain()
-    number = next(place.numbers)
-    tokens = place.tokens(15)
-    place.hook.begin(1, number, serial)
-    place.server.complete(tokens, 1, N_PREDICT)
-    place.hook.end(1)
-    events = place.hook.drain()
+    with place.held("push") as (serial,):
+        place.hook.drain()
+        number = next(place.numbers)
+        tokens = place.tokens(15)
+        place.hook.begin(1, number, serial)
+        place.server.complete(tokens, 1, N_PREDICT)
+        place.hook.end(1)
+        events = place.hook.drain()
     (summary,) = summaries(events, serial)
     # The answer's last token is drawn and never computed.
     assert (summary.request_id, summary.sequence) == (number, 1)
@@ -204,22 +220,20 @@ def test_events_come_with_their_positions(place: Place) -> None:
     assert events[-1].kind == REQUEST_END
     assert events[-1].n_tokens == 15 + N_PREDICT - 1
     assert place.hook.status.n_dropped == 0
-    place.hook.release(serial)
 
 
 def test_a_program_changes_between_two_tokens(place: Place) -> None:
     """The answer goes on under the new one, from the position that the spans name."""
-    first = place.hook.hold(place.program("pull").blob)
-    second = place.hook.hold(place.program("push").blob)
-    tokens = place.tokens(16, seed=3)
-    place.hook.begin(0, next(place.numbers), first)
-    with ThreadPoolExecutor(1) as pool:
-        request = pool.submit(place.server.complete, tokens, 0, N_LONG)
-        while place.hook.slot(0).n_columns < 20 and not request.done():
-            pass  # a slot's state is a read of memory
-        place.hook.assign({0: second})
-        answer = list(request.result()["tokens"])
-    end = place.hook.end(0)
+    with place.held("pull", "push") as (first, second):
+        tokens = place.tokens(16, seed=3)
+        place.hook.begin(0, next(place.numbers), first)
+        with ThreadPoolExecutor(1) as pool:
+            request = pool.submit(place.server.complete, tokens, 0, N_LONG)
+            while place.hook.slot(0).n_columns < 20 and not request.done():
+                pass  # a slot's state is a read of memory
+            place.hook.assign({0: second})
+            answer = list(request.result()["tokens"])
+        end = place.hook.end(0)
     assert end.spans is not None
     assert [span.serial for span in end.spans] == [first, second]
     change = end.spans[1].first
@@ -234,42 +248,38 @@ def test_a_program_changes_between_two_tokens(place: Place) -> None:
         rows = np.concatenate(
             [rows, hooked.decode((tokens + answer)[change:], change, all_logits=True)]
         )
-    assert greedy(answer, rows[15:-1])
-    for serial in (first, second):
-        place.hook.release(serial)
+    assert place.greedy(answer, rows[15:-1])
 
 
 def test_what_runs_without_a_request_is_unsteered_and_counted(
     place: Place, reference: Callable[..., np.ndarray]
 ) -> None:
-    serial = place.hook.hold(place.program("mute").blob)
-    place.hook.assign({3: serial})
-    before = place.hook.slot(3)
-    assert before.serial == serial
-    tokens, n_vocab = place.tokens(9), place.model.shape.n_vocab
-    found = all_logprobs(place.server, tokens, 3, n_vocab)
-    assert place.hook.slot(3).n_stray - before.n_stray == 9
+    with place.held("mute") as (serial,):
+        place.hook.assign({3: serial})
+        before = place.hook.slot(3)
+        assert before.serial == serial
+        tokens, n_vocab = place.tokens(9), place.model.shape.n_vocab
+        found = all_logprobs(place.server, tokens, 3, n_vocab)
+        assert place.hook.slot(3).n_stray - before.n_stray == 9
     logits = reference(None, tokens, 9)[-1]
     assert np.abs(found - log_softmax(logits)).max() <= BOUND * np.ptp(logits)
-    place.hook.assign({})
-    place.hook.release(serial)
 
 
 def test_a_damaged_program_is_refused_and_the_last_good_one_stays(place: Place) -> None:
     good = place.program("mute").blob
-    serial = place.hook.hold(good)
-    place.hook.assign({}, others=serial)
     bad = bytearray(good)
     bad[-1] ^= 0xFF
-    with pytest.raises(HookError, match="checksum"):
-        place.hook.hold(bytes(bad))
-    with pytest.raises(HookError, match="the program is neither held nor in force"):
-        place.hook.begin(0, next(place.numbers), serial + 1)
-    assert place.hook.slot(0).serial == serial
-    assert set(place.hook.programs) == {serial}
-    assert sorted(p.name for p in place.server.folder.glob("*.bin")) == [f"program-{serial}.bin"]
-    place.hook.assign({})
-    place.hook.release(serial)
+    with place.held("mute") as (serial,):
+        place.hook.assign({}, others=serial)
+        with pytest.raises(HookError, match="checksum"):
+            place.hook.hold(bytes(bad))
+        with pytest.raises(HookError, match="the program is neither held nor in force"):
+            place.hook.begin(0, next(place.numbers), serial + 1)
+        assert place.hook.slot(0).serial == serial
+        assert set(place.hook.programs) == {serial}
+        assert sorted(p.name for p in place.server.folder.glob("*.bin")) == [
+            f"program-{serial}.bin"
+        ]
 
 
 def test_a_request_is_begun_and_ended_once(place: Place) -> None:
@@ -286,8 +296,6 @@ def test_a_request_is_begun_and_ended_once(place: Place) -> None:
 
 def test_a_slot_says_what_its_kv_was_computed_under(place: Place) -> None:
     """Before a request goes out: whether the server may reuse what the slot holds."""
-    first = place.hook.hold(place.program("mute").blob)
-    second = place.hook.hold(place.program("pull").blob)
     tokens = place.tokens(20, seed=9)
 
     def run(serial: int) -> tuple[tuple[Span, ...] | None, tuple[Span, ...] | None, int]:
@@ -296,12 +304,11 @@ def test_a_slot_says_what_its_kv_was_computed_under(place: Place) -> None:
         end = place.hook.end(3)
         return begun.spans, end.spans, end.n_columns
 
-    run(first)
-    held = (Span(0, 20, first),)
-    assert run(first) == (held, held, 1)  # reused, but for the token whose logits are wanted
-    assert run(second) == (held, (Span(0, 19, first), Span(19, 20, second)), 1)
-    for serial in (first, second):
-        place.hook.release(serial)
+    with place.held("mute", "pull") as (first, second):
+        run(first)
+        held = (Span(0, 20, first),)
+        assert run(first) == (held, held, 1)  # reused, but for the token whose logits are wanted
+        assert run(second) == (held, (Span(0, 19, first), Span(19, 20, second)), 1)
 
 
 def test_without_a_program_every_bit_is_as_without_the_hook(place: Place, tmp_path: Path) -> None:
