@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = Path(__file__).resolve().parent / "cases"
+
+# How long an example takes is for benchmarks/ to say: no example fails for the machine's being slow.
+settings.register_profile("scope", parent=settings(), deadline=None)
+settings.load_profile("scope")
 
 Scope = Callable[..., "subprocess.CompletedProcess[str]"]
 

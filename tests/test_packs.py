@@ -104,9 +104,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_pack_survives_the_round_trip(tmp_path: Path, data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 20))

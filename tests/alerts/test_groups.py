@@ -143,7 +143,7 @@ CHANGE = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(CHANGE, max_size=40),
     st.integers(1, 4),

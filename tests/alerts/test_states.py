@@ -191,7 +191,7 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(STEP, max_size=25),
     st.integers(1, 20),

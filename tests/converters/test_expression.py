@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.expression import parse_expression
@@ -68,14 +68,12 @@ def _joined(parts: st.SearchStrategy[tuple[str, dict[str, float]]]) -> st.Search
     return st.builds(total, parts, parts, st.sampled_from("+-")) | st.builds(scaled, parts, numbers)
 
 
-@settings(deadline=None)
 @given(st.recursive(atoms, _joined, max_leaves=12))
 def test_it_agrees_with_arithmetic(case: tuple[str, dict[str, float]]) -> None:
     text, wanted = case
     assert parse_expression(text) == pytest.approx(wanted, abs=1e-6, rel=1e-9)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with suppress(UsageError):

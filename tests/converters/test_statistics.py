@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.statistics import LEVELS, LayerSample, best_threshold, chosen, shifts
@@ -95,7 +95,6 @@ def f1(projection: np.ndarray, on: np.ndarray, threshold: float) -> float:
 values = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 0.5, 1.0, 3.0, 1e-45, 2.0**-126])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(values, st.booleans()), min_size=1, max_size=30))
 def test_no_threshold_is_better(pairs: list[tuple[float, bool]]) -> None:
     projection = np.array([value for value, _ in pairs], np.float32)

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scope_runtime.drift.statistics import p_values, permutations_for, stability
@@ -60,7 +60,6 @@ VALUES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(a=VALUES, b=VALUES, n_bins=st.integers(2, 12))
 def test_the_index_is_its_definition(a: Values, b: Values, n_bins: int) -> None:
     found = stability(np.array(a), np.array(b), n_bins)

@@ -46,7 +46,6 @@ def run(machine: type[LifeMachine], n_runs: int, n_steps: int) -> None:
         settings=settings(
             max_examples=n_runs,
             stateful_step_count=n_steps,
-            deadline=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),

@@ -149,7 +149,7 @@ def commented(draw: st.DrawFn, text: str) -> str:
     return "\n".join(out)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(policies(), st.integers(0, 3), st.data())
 def test_any_policy_keeps_its_meaning_and_its_comments_and_settles(
     tree: Tree, style: int, data: st.DataObject

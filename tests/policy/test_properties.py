@@ -15,7 +15,6 @@ from tests.policy.strategies import policies, spoilt_policies, texts
 
 # Without shrinking: it takes minutes on trees like these, and a failing policy is readable as it is.
 relaxed = settings(
-    deadline=None,
     max_examples=40,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

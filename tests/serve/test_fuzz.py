@@ -49,7 +49,7 @@ def cheap(case: schemathesis.Case) -> None:
 
 
 @schema.parametrize()
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_the_server_describes(
     case: schemathesis.Case, server: Server
 ) -> None:
