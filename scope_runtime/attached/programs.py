@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from scope_runtime.attached.interface import AttachedHook, SlotState
 from scope_runtime.errors import HookError
 from scope_runtime.events import RequestContext
-from scope_runtime.llama.programs import program_for, source_for
+from scope_runtime.llama.programs import Prepared, source_for
 from scope_runtime.native.hook import Span
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource, Share
@@ -63,32 +63,27 @@ class SlotPrograms:
         """
         with self._lock:
             under_way = dict(self._requests)
-        wanted = {n: (request, program_for(source, request)) for n, request in under_way.items()}
-        coming = [source.program, *(program for _, program in wanted.values())]
+        prepared = Prepared(source, under_way)
         with self._lock:
-            self._coming = {_key(program) for program in coming}
+            self._coming = {_key(program) for program in prepared.programs}
         try:
             # Loaded and checked before anybody waits; what happens then is a pointer.
-            for program in coming:
+            for program in prepared.programs:
                 self._hold(program)
-            return self._swap(source, wanted, now)
+            return self._swap(prepared, now)
         finally:
             with self._lock:
                 self._coming = set()
 
-    def _swap(
-        self, source: ProgramSource, wanted: Mapping[int, tuple[RequestContext, Program]], now: bool
-    ) -> float:
+    def _swap(self, prepared: Prepared, now: bool) -> float:
         # An assignment is for all slots: none may begin meanwhile.
         with self._commands.alone():
             began = time.perf_counter()
             with self._lock:
                 requests = dict(self._requests) if now else {}
-            programs = {}
-            for slot, request in requests.items():
-                # The slot may be another request's by now.
-                asked, program = wanted.get(slot, (None, source.program))
-                programs[slot] = program if asked is request else program_for(source, request)
+            programs = {
+                slot: prepared.program_for(slot, request) for slot, request in requests.items()
+            }
             with self._lock:
                 self._coming |= {_key(program) for program in programs.values()}
             held = {slot: self._hold(program) for slot, program in programs.items()}
@@ -96,7 +91,7 @@ class SlotPrograms:
                 serials = {slot: held.get(slot, at) for slot, at in self._serials.items()}
                 if serials != self._serials:
                     self._hook.assign(serials)
-                self.source, self._serials = source, serials
+                self.source, self._serials = prepared.source, serials
                 for slot in held.keys() & serials.keys():  # others have ended meanwhile
                     self._ran[slot].add(held[slot])
                 self._since_use = self._hook.status.n_ubatches

@@ -146,6 +146,10 @@ class AttachedRuntime:
         """What each request's record says of how its effect is known; nothing: the hook saw it."""
         return {}
 
+    def _forget(self, request: Request) -> None:
+        """The request needs its server no longer."""
+        request.link.forget(request)
+
     # -- a Target of policies, and a sink
 
     @property
@@ -356,7 +360,7 @@ class AttachedRuntime:
             unsteered = None if lost else self._unsteered(request, last, summed_up, program)
             n_dropped = link.hook.status.n_dropped
         finally:
-            link.forget(request)
+            self._forget(request)
         # A server that was ended before its first token did not say how long the prompt is.
         running.n_prompt = n_prompt or (-1 if last.answer_start is None else last.answer_start) + 1
         running.events += report

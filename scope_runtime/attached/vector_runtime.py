@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_runtime.attached.interface import Steering
-from scope_runtime.attached.link import Ended, Link, Request
+from scope_runtime.attached.link import Link, Request
 from scope_runtime.attached.runtime import AttachedRuntime
 from scope_runtime.attached.server import Attached
 from scope_runtime.attached.vector_hook import (
@@ -260,30 +260,10 @@ class VectorRuntime(AttachedRuntime):
                 raise HookError("the server was not started with what the request is to run under")
             return request
 
-    def end(
-        self,
-        request: Request,
-        finish: str,
-        *,
-        n_prompt: int,
-        n_reused: int,
-        n_answer: int,
-        prompt: str,
-        answer: str,
-    ) -> Ended:
-        try:
-            return super().end(
-                request,
-                finish,
-                n_prompt=n_prompt,
-                n_reused=n_reused,
-                n_answer=n_answer,
-                prompt=prompt,
-                answer=answer,
-            )
-        finally:
-            with self._gate:
-                self._gate.notify_all()
+    def _forget(self, request: Request) -> None:
+        super()._forget(request)
+        with self._gate:
+            self._gate.notify_all()
 
 
 def _hook(link: Link) -> VectorHook:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.context import Context
-from scope_runtime.llama.programs import Programs, program_for
+from scope_runtime.llama.programs import Prepared, Programs, program_for
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
@@ -37,21 +37,17 @@ class Assigned(Programs):
 
     def use(self, source: ProgramSource, *, now: bool) -> float:
         # Compiled and checked before tokens wait; what happens then is a pointer.
-        self._hold(source.program)
         with self._context.lock:
             under_way = dict(self._requests)
-        wanted = {n: (request, program_for(source, request)) for n, request in under_way.items()}
-        for _, program in wanted.values():
+        prepared = Prepared(source, under_way)
+        for program in prepared.programs:
             self._hold(program)
         with self._context.lock:
             began = time.perf_counter()
             before = dict(self._serials)
             if now:
                 for sequence, request in self._requests.items():
-                    # The sequence may be another request's by now.
-                    asked, program = wanted.get(sequence, (None, self.active))
-                    if asked is not request:
-                        program = program_for(source, request)
+                    program = prepared.program_for(sequence, request)
                     self._serials[sequence] = self._hold(program)
             try:
                 self._since_use = self._context.live_hook.assign(self._serials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from scope_runtime.events import RequestContext
@@ -18,6 +19,32 @@ def program_for(source: ProgramSource, request: RequestContext) -> Program:
     """What a request runs under."""
     own = source_for(source, request)
     return own.for_request(request.labels, request.request_id)
+
+
+class Prepared:
+    """Programs of a source that is to be taken up, for the requests under way: made before any token waits.
+
+    Args:
+        requests: by the sequence or slot that each has.
+    """
+
+    def __init__(self, source: ProgramSource, requests: Mapping[int, RequestContext]) -> None:
+        self.source = source
+        self._made = {
+            place: (request, program_for(source, request)) for place, request in requests.items()
+        }
+
+    @property
+    def programs(self) -> list[Program]:
+        """All that will be wanted, the source's own first."""
+        return [self.source.program, *(program for _, program in self._made.values())]
+
+    def program_for(self, place: int, request: RequestContext) -> Program:
+        """What a request runs under that has this place now: another one may have had it when programs were made."""
+        made = self._made.get(place)
+        if made is not None and made[0] is request:
+            return made[1]
+        return program_for(self.source, request)
 
 
 class Programs(Protocol):

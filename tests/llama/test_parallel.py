@@ -16,7 +16,7 @@ import pytest
 from scope_runtime import Runtime
 from scope_runtime.errors import HookError, UsageError
 from scope_runtime.events import RequestContext
-from scope_runtime.llama import assigned
+from scope_runtime.llama import programs
 from scope_runtime.llama.engine import Began, Generation
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
@@ -242,15 +242,15 @@ def test_a_reload_gives_a_sequence_the_program_of_the_request_that_it_has_by_the
         installed: Any = runtime._engine._installed
         mine, theirs = (RequestContext({"tenant": name}, name) for name in "ab")
         installed.begin(0, mine)
-        compiled = assigned.program_for
+        compiled = programs.program_for
 
         def end_and_begin(source: ProgramSource, request: RequestContext) -> Program:
-            monkeypatch.setattr(assigned, "program_for", compiled)
+            monkeypatch.setattr(programs, "program_for", compiled)
             installed.end(0, ())
             installed.begin(0, theirs)
             return compiled(source, request)
 
-        monkeypatch.setattr(assigned, "program_for", end_and_begin)
+        monkeypatch.setattr(programs, "program_for", end_and_begin)
         new = runtime.compile(tenants)
         installed.use(new, now=True)
         ours = {name: new.for_request({"tenant": name}, name).digest for name in "ab"}
