@@ -1,10 +1,12 @@
 """What steering costs behind the endpoint: 8 clients, 8 policies in flight, steered against unsteered in one run.
 
-    python -m benchmarks.serving                        # minutes; a stock llama-server, the hook preloaded
+    python -m benchmarks.serving                        # half an hour; a stock llama-server, the hook preloaded
+    python -m benchmarks.serving --direct               # the gateway against llama-server alone
     python -m benchmarks.serving --engine embedded
     python -m benchmarks.serving --quick                # a tiny model, to see that it runs
 
 Every arm goes through the gateway, but ``direct``: another process of the same llama-server, without hook and gateway.
+Blocks are short and rounds many: a machine's speed drifts by a third within minutes, and pairs are seconds apart.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -46,6 +49,8 @@ N_CTX = 512
 LEAST_THROUGHPUT, MOST_BETWEEN = 0.98, 1.10
 """What is asked of the arm ``on``: medians of the ratios to ``off``."""
 
+ADMIN = "admin.sock"
+
 CONFIG = """\
 apiVersion: scope/v1
 kind: Runtime
@@ -53,7 +58,7 @@ spec:
   model: {{path: {model}, ctx: {ctx}, threads: {threads}, parallel: {parallel}}}
   policy: {{path: policies, state: state}}
   audit: {{path: audit/events.jsonl}}
-  serve: {{listen: ":0", labels: [team]}}
+  serve: {{listen: ":0", admin: "unix:{admin}", labels: [team]}}
 """
 POLICY = """\
 apiVersion: scope/v1
@@ -72,7 +77,9 @@ def furnish(folder: Path, model: Path, shape: Shape, threads: int, parallel: int
     """A site with a policy for each of 8 teams: 8 features of its own, on one layer of all."""
     policies = folder / "policies"
     policies.mkdir(parents=True)
-    config = CONFIG.format(model=model, ctx=N_CTX, threads=threads, parallel=parallel)
+    config = CONFIG.format(
+        model=model, ctx=N_CTX, threads=threads, parallel=parallel, admin=folder / ADMIN
+    )
     (folder / "scope.yaml").write_text(config, encoding="utf-8")
     n, layer = N_POLICIES * N_FEATURES, shape.n_layer // 2
     rng = np.random.default_rng(1)
@@ -133,15 +140,15 @@ def _healthy(root: str) -> bool:
         return False
 
 
-def measure(options: argparse.Namespace, size: Load) -> tuple[ServedArm, ...]:
-    """Starts what is compared, and puts the load on it."""
+def measure(options: argparse.Namespace, size: Load) -> tuple[tuple[ServedArm, ...], float]:
+    """Starts what is compared, and puts the load on it; the arms, and seconds that the hook took of all of it."""
     shape = TINY if options.quick else QWEN3_0_6B
     model = model_file(shape, options.cache)
     with ExitStack() as open_, tempfile.TemporaryDirectory() as folder:
         site = Path(folder) / "site"
         furnish(site, model, shape, options.threads, size.n_clients)
         command: tuple[str, ...] = ()
-        ways = []
+        ways: list[Way] = []
         if options.engine == "llama-server":
             from tests.support.stock_server import server_path
 
@@ -149,42 +156,60 @@ def measure(options: argparse.Namespace, size: Load) -> tuple[ServedArm, ...]:
             own = arguments_of(options.threads, size.n_clients)
             engine = ("--engine", "llama-server", "--llama-server", program)
             command = ("--config", "scope.yaml", *engine, "--", *own)
-            direct = open_.enter_context(plain_server(program, model, *own))
-            ways.append(Way(DIRECT, direct))
+            if options.direct:
+                direct = open_.enter_context(plain_server(program, model, *own))
+                ways.append(Way(DIRECT, direct))
         server = open_.enter_context(serving(site, *command))
         teams = tuple({"x-scope-labels": f"team=t{n}"} for n in range(N_POLICIES))
-        ways += [
-            Way(OFF, server.base_url),
-            Way(AGAIN, server.base_url),
-            Way(ON, server.base_url, teams),
-        ]
-        return load(ways, size)
+        ways.append(Way(OFF, server.base_url))
+        if not options.direct:
+            ways += [Way(AGAIN, server.base_url), Way(ON, server.base_url, teams)]
+        arms = load(ways, size)
+        return arms, hook_seconds(site / ADMIN)
 
 
-def results_of(options: argparse.Namespace, size: Load, arms: Sequence[ServedArm]) -> Any:
+def hook_seconds(admin: Path) -> float:
+    """What ``scope_hook_seconds_total`` says at this socket."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(admin))) as client:
+        told = client.get("http://admin/metrics").raise_for_status().text
+    families = text_string_to_metric_families(told)
+    (seconds,) = [
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "scope_hook_seconds_total"
+    ]
+    return float(seconds)
+
+
+def results_of(
+    options: argparse.Namespace, size: Load, arms: Sequence[ServedArm], hook_s: float
+) -> Any:
     """The figures as data, with what was asked of them."""
-    on = next(arm for arm in arms if arm.name == ON)
-    through, between = on.throughput_ratio, on.between_p99_ratio
-    met = (
-        through is not None
-        and between is not None
-        and through.median >= LEAST_THROUGHPUT
-        and between.median <= MOST_BETWEEN
-        and not any(arm.n_failed for arm in arms)
-    )
-    return {
+    found = {
         "date": date.today().isoformat(),
         "machine": machine(),
         "engine": options.engine,
         "model": "tiny" if options.quick else "Qwen3-0.6B-shaped random Q4_0",
         "threads": options.threads,
         "load": asdict(size),
-        "policies": N_POLICIES,
-        "features": N_FEATURES,
         "arms": [asdict(arm) for arm in arms],
-        "asked": {"throughput_ratio": LEAST_THROUGHPUT, "between_p99_ratio": MOST_BETWEEN},
-        "met": met,
     }
+    for on in (arm for arm in arms if arm.name == ON):
+        through, between = on.throughput_ratio, on.between_p99_ratio
+        found |= {
+            "policies": N_POLICIES,
+            "features": N_FEATURES,
+            # Of every steered token, prompts and the first round included.
+            "hook_ms_per_answer_token": hook_s * 1e3 / on.n_tokens,
+            "asked": {"throughput_ratio": LEAST_THROUGHPUT, "between_p99_ratio": MOST_BETWEEN},
+            "met": through is not None
+            and between is not None
+            and through.median >= LEAST_THROUGHPUT
+            and between.median <= MOST_BETWEEN
+            and not any(arm.n_failed for arm in arms),
+        }
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,27 +217,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--engine", choices=("llama-server", "embedded"), default="llama-server")
+    add("--direct", action="store_true", help="only the gateway against llama-server without one")
     add("--quick", action="store_true", help="a tiny model: figures mean nothing")
     add("--clients", type=int, default=8)
-    add("--rounds", type=int, help="default: 20, quick: 2")
+    add("--rounds", type=int, help="default: 50, quick: 2")
+    add("--each", type=int, default=2, help="requests of a client in a round")
     add("--answer-tokens", type=int, default=32)
     add("--threads", type=int, default=2)
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
     add("--cache", type=Path, default=cache_folder() / "benchmarks", help="folder for the model")
     options = parser.parse_args(arguments)
-    n_rounds = options.rounds or (2 if options.quick else 20)
+    if options.direct and options.engine != "llama-server":
+        parser.error("--direct is for --engine llama-server")
+    n_rounds = options.rounds or (2 if options.quick else 50)
     size = Load(
         n_clients=options.clients,
-        n_requests=options.clients * n_rounds,
+        n_requests=options.clients * options.each * n_rounds,
         n_prompt=4,
         n_answer=options.answer_tokens,
         n_rounds=n_rounds,
     )
-    found = results_of(options, size, measure(options, size))
+    found = results_of(options, size, *measure(options, size))
     text = json.dumps(found, indent=1)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"serving-{options.engine}.json").write_text(f"{text}\n", encoding="utf-8")
+    name = f"serving-{options.engine}{'-direct' if options.direct else ''}.json"
+    (options.out / name).write_text(f"{text}\n", encoding="utf-8")
     return 0
 
 

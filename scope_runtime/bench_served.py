@@ -2,7 +2,9 @@
 
 A number of clients ask one completion after the other, streamed, in blocks that belong to one arm. The arms take turns
 in an order drawn anew for each round (see ``scope_runtime.bench``), so that what slows the machine slows them alike.
-Every prompt is of words drawn at random, so that no cache helps.
+Every prompt is of words drawn at random, so that no cache helps. Answers differ in length, alike for the arms of a
+round: clients that all begin and end in one step meet in one batch or in two by chance, and the longest gaps between
+tokens would tell of that and of nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Load:
     Attributes:
         n_clients: that ask at once.
         n_requests: of each arm, in all rounds together.
-        n_prompt: words of a prompt; n_answer: most tokens of an answer.
+        n_prompt: words of a prompt.
+        n_answer: most tokens of an answer; each has its own limit, from half of that on.
     """
 
     n_clients: int = 8
@@ -64,10 +67,11 @@ class Load:
                     else None,
                 )
 
-    @property
-    def n_each(self) -> int:
-        """Requests of a client in a round."""
-        return self.n_requests // (self.n_clients * self.n_rounds)
+    def limits(self, chance: random.Random) -> list[int]:
+        """Most tokens of each answer of a round."""
+        least = max(2, self.n_answer // 2)
+        n = self.n_requests // self.n_rounds
+        return [chance.randint(least, self.n_answer) for _ in range(n)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,43 +167,43 @@ async def _load(
 ) -> tuple[ServedArm, ...]:
     chance = random.Random(load.seed)
     blocks: dict[str, list[_Block]] = {way.name: [] for way in ways}
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client:
-        for number in range(-1, load.n_rounds):  # the first warms caches and is not counted
-            found = {}
-            for done, way in enumerate(chance.sample(ways, len(ways))):
-                n_each = load.n_each if number >= 0 else 1
-                found[way.name] = await _block(client, way, load, n_each, chance)
-                progress((number + 1 + (done + 1) / len(ways)) / (load.n_rounds + 1))
-            if number < 0:
-                for name, block in found.items():
-                    _check(name, block)
-                continue
+    for number in range(-1, load.n_rounds):  # the first warms caches and is not counted
+        found = {}
+        limits = load.limits(chance)
+        if number < 0:
+            del limits[load.n_clients :]
+        for done, way in enumerate(chance.sample(ways, len(ways))):
+            found[way.name] = await _block(way, load, limits, chance)
+            progress((number + 1 + (done + 1) / len(ways)) / (load.n_rounds + 1))
+        if number < 0:
             for name, block in found.items():
-                blocks[name].append(block)
+                _check(name, block)
+            continue
+        for name, block in found.items():
+            blocks[name].append(block)
     return _arms(blocks)
 
 
-async def _block(
-    client: httpx.AsyncClient, way: Way, load: Load, n_each: int, chance: random.Random
-) -> _Block:
+async def _block(way: Way, load: Load, limits: Sequence[int], chance: random.Random) -> _Block:
     block = _Block()
-    prompts = [
-        [" ".join(chance.choices(WORDS, k=load.n_prompt)) for _ in range(n_each)]
-        for _ in range(load.n_clients)
-    ]
+    # One list for all clients: none is done long before the others.
+    requests = iter([(limit, " ".join(chance.choices(WORDS, k=load.n_prompt))) for limit in limits])
 
-    async def one(index: int) -> None:
+    async def one(client: httpx.AsyncClient, index: int) -> None:
         headers = way.headers[index % len(way.headers)]
-        for prompt in prompts[index]:
+        for limit, prompt in requests:
             try:
-                block.answers.append(await _answer(client, way.url, headers, prompt, load))
+                answer = await _answer(client, way.url, headers, prompt, limit, load.seed)
+                block.answers.append(answer)
             except (httpx.HTTPError, _NoAnswer) as error:
                 block.failures.append((str(error) or repr(error))[:_SHOWN])
 
-    began = time.perf_counter()
-    await asyncio.gather(*(one(index) for index in range(load.n_clients)))
-    block.seconds = time.perf_counter() - began
+    # A connection that is kept while other arms have their turn may be closed at the moment in which it is used.
+    pool = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=pool) as client:
+        began = time.perf_counter()
+        await asyncio.gather(*(one(client, index) for index in range(load.n_clients)))
+        block.seconds = time.perf_counter() - began
     return block
 
 
@@ -208,13 +212,18 @@ class _NoAnswer(Exception):
 
 
 async def _answer(
-    client: httpx.AsyncClient, url: str, headers: Mapping[str, str], prompt: str, load: Load
+    client: httpx.AsyncClient,
+    url: str,
+    headers: Mapping[str, str],
+    prompt: str,
+    limit: int,
+    seed: int,
 ) -> _Answer:
     asked = {
         "prompt": prompt,
-        "max_tokens": load.n_answer,
+        "max_tokens": limit,
         "temperature": 1.0,
-        "seed": load.seed,
+        "seed": seed,
         "stream": True,
         "stream_options": {"include_usage": True},
     }

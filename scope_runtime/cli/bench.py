@@ -64,7 +64,13 @@ def bench(
         ),
     ] = 256,
     answer_tokens: Annotated[
-        int, typer.Option("--answer-tokens", metavar="N", min=2, help="Length of each answer.")
+        int,
+        typer.Option(
+            "--answer-tokens",
+            metavar="N",
+            min=2,
+            help="Length of each answer; at --url the longest, others from half of it on.",
+        ),
     ] = 64,
     rounds: Annotated[
         int, typer.Option("--rounds", "-r", metavar="N", min=2, help="Rounds of all arms.")
