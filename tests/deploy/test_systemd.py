@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import ROOT, Scope
 from tests.deploy.conftest import DEPLOY, USER, install, load
 from tests.serve.conftest import serving
+from tests.support.stock_server import server_path
 
 SYSTEMD = DEPLOY / "systemd"
 UNIT = SYSTEMD / "scope-serve.service"
@@ -83,7 +84,7 @@ def test_systemd_finds_nothing(unit: Path) -> None:
     assert verify(unit) == []
 
 
-@pytest.mark.parametrize("name", ["older-systemd.conf", "gpu.conf"])
+@pytest.mark.parametrize("name", ["older-systemd.conf", "gpu.conf", "llama-server.conf"])
 def test_systemd_finds_nothing_with_a_drop_in(unit: Path, name: str) -> None:
     drop_in(unit, (SYSTEMD / name).read_text(encoding="utf-8"))
     assert verify(unit) == []
@@ -157,8 +158,24 @@ def test_the_limits_hold() -> None:
     assert not {"reboot", "mount", "chroot", "ptrace"} & allowed()
 
 
-def test_a_server_lives_within_the_unit(tmp_path: Path, scope: Scope) -> None:
+def over_llama_server() -> list[str]:
+    """What the drop-in adds to the command, with the server where it is on this machine."""
+    more = settings(SYSTEMD / "llama-server.conf")
+    empty, start = more["ExecStart"]
+    (plain,) = SERVICE["ExecStart"]
+    assert empty == ""
+    assert start.startswith(plain)
+    # Else systemd ends the server with the process that was to be followed by another.
+    assert more["KillMode"] == ["process"]
+    words = shlex.split(start.removeprefix(plain))
+    program = words.index("--llama-server") + 1
+    return [*words[:program], str(server_path()), *words[program + 1 :], "-t", "1", "--no-repack"]
+
+
+@pytest.mark.parametrize("engine", ["embedded", "llama-server"])
+def test_a_server_lives_within_the_unit(engine: str, tmp_path: Path, scope: Scope) -> None:
     """What the filter denies fails as under systemd, and so does a page that is writable and executable."""
+    more = over_llama_server() if engine == "llama-server" else []
     assert SERVICE["SystemCallErrorNumber"] == ["EPERM"]
     assert SERVICE["MemoryDenyWriteExecute"] == ["yes"]
     denied = "!" + ",".join(f"?{name}" for name in sorted(allowed()))
@@ -167,7 +184,7 @@ def test_a_server_lives_within_the_unit(tmp_path: Path, scope: Scope) -> None:
     limits += ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", str(tmp_path / "calls")]
     limits += ["-e", f"trace={denied}", "-e", f"inject={denied}:error=EPERM"]
     with (
-        serving(tmp_path, "--config", str(file), under=limits) as server,
+        serving(tmp_path, "--config", str(file), *more, under=limits) as server,
         server.client(USER) as client,
     ):
         asked = {"prompt": "the sea", "max_tokens": 4}
