@@ -100,6 +100,8 @@ class Spread:
 class ServedArm:
     """One arm's figures; ratios are to the arm ``off``, None for itself and where there is none.
 
+    A client that is not answered asks nothing more in that round.
+
     Attributes:
         n_failed: requests that were not answered in full; ``failure`` says what the first of them was told.
         interventions: what the responses said of how many rules may change the answer; empty: nothing.
@@ -197,6 +199,7 @@ async def _block(way: Way, load: Load, limits: Sequence[int], chance: random.Ran
                 block.answers.append(answer)
             except (httpx.HTTPError, _NoAnswer) as error:
                 block.failures.append((str(error) or repr(error))[:_SHOWN])
+                return  # or who is refused at once would take the others' requests, and be refused again
 
     # A connection that is kept while other arms have their turn may be closed at the moment in which it is used.
     pool = httpx.Limits(max_connections=None)

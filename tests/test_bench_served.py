@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from scope_runtime.bench import AGAIN, ARMS, OFF, ON
-from scope_runtime.bench_served import Load
+from scope_runtime.bench_served import Load, Way, load
 from scope_runtime.errors import UsageError
 from scope_runtime.paired import pooled_ratio
 from tests.conftest import Scope
@@ -92,6 +92,15 @@ def test_what_would_compare_nothing_is_refused(served: Server, scope: Scope) -> 
         "bench", "-m", "m.gguf", "-P", "p.yaml", "--api-key-file", "k"
     )
     assert "no policy is given" in refused("bench", "-m", "m.gguf")
+
+
+def test_who_is_refused_at_once_does_not_take_the_others_requests(served: Server) -> None:
+    known, unknown = ({"authorization": f"Bearer {key}"} for key in (OTHER, "scope-nobodys"))
+    size = Load(n_clients=2, n_requests=16, n_prompt=4, n_answer=6, n_rounds=2)
+    (arm,) = load([Way("load", served.base_url, (known, unknown))], size)
+    assert (arm.n_requests, arm.n_failed) == (16, 2)
+    assert arm.failure is not None
+    assert arm.failure.startswith("401")
 
 
 def test_a_client_without_a_request_in_a_round_is_refused() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import serving
-from scope_runtime.bench import ARMS, OFF, ON
+from scope_runtime.bench import AGAIN, ARMS, OFF, ON
 
 
 def test_quick(tmp_path: Path) -> None:
@@ -31,9 +31,9 @@ def test_against_llama_server_alone(tmp_path: Path) -> None:
     asked = ["--quick", "--direct", "--out", str(tmp_path), *small]
     assert serving.main(asked) == 0
     found = json.loads((tmp_path / "serving-llama-server-direct.json").read_text())
-    assert [arm["name"] for arm in found["arms"]] == [serving.DIRECT, OFF]
+    assert [arm["name"] for arm in found["arms"]] == [serving.DIRECT, OFF, AGAIN]
     # What llama-server alone answers says nothing of policies.
-    assert [arm["interventions"] for arm in found["arms"]] == [[], [0]]
+    assert [arm["interventions"] for arm in found["arms"]] == [[], [0], [0]]
     assert "met" not in found
     with pytest.raises(SystemExit):
         serving.main([*asked, "--engine", "embedded"])
