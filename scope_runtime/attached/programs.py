@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from scope_runtime.attached.interface import AttachedHook, SlotState
 from scope_runtime.errors import HookError
 from scope_runtime.events import RequestContext
-from scope_runtime.llama.programs import Prepared, source_for
+from scope_runtime.llama.programs import Prepared, key_of, source_for
 from scope_runtime.native.hook import Span
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource, Share
@@ -65,7 +65,7 @@ class SlotPrograms:
             under_way = dict(self._requests)
         prepared = Prepared(source, under_way)
         with self._lock:
-            self._coming = {_key(program) for program in prepared.programs}
+            self._coming = {key_of(program) for program in prepared.programs}
         try:
             # Loaded and checked before anybody waits; what happens then is a pointer.
             for program in prepared.programs:
@@ -85,7 +85,7 @@ class SlotPrograms:
                 slot: prepared.program_for(slot, request) for slot, request in requests.items()
             }
             with self._lock:
-                self._coming |= {_key(program) for program in programs.values()}
+                self._coming |= {key_of(program) for program in programs.values()}
             held = {slot: self._hold(program) for slot, program in programs.items()}
             with self._lock:
                 serials = {slot: held.get(slot, at) for slot, at in self._serials.items()}
@@ -164,10 +164,7 @@ class SlotPrograms:
             return False
         with self._lock:
             known = [self.programs.get(span.serial) for span in spans]
-        return all(
-            each is not None and (each.digest, each.revision) == (program.digest, program.revision)
-            for each in known
-        )
+        return all(each is not None and key_of(each) == key_of(program) for each in known)
 
     def _release_old(self) -> None:
         running = set(self._serials.values())
@@ -184,14 +181,14 @@ class SlotPrograms:
             serial = self._hold(program)
             with self._lock:
                 # Somebody else's end may have let go of it in between.
-                if self._held.get(_key(program)) == serial:
+                if self._held.get(key_of(program)) == serial:
                     self._serials[slot], self._requests[slot] = serial, request
                     self._ran[slot] = {serial}
                     return serial
 
     def _hold(self, program: Program) -> int:
         """Has the hook load a program that it has not; nobody waits for that but who wants one, too."""
-        key = _key(program)
+        key = key_of(program)
         with self._lock:
             serial = self._held.get(key)
         if serial is not None:
@@ -205,11 +202,6 @@ class SlotPrograms:
                     self._held[key] = serial
                     self.programs[serial] = program
             return serial
-
-
-def _key(program: Program) -> tuple[str, str]:
-    """What a program does, and its revision."""
-    return program.digest, program.revision
 
 
 class _SharedOrAlone:

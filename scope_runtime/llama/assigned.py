@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.context import Context
-from scope_runtime.llama.programs import Prepared, Programs, program_for
+from scope_runtime.llama.programs import Prepared, Programs, key_of, program_for
 from scope_runtime.program import Program
 from scope_runtime.select import ProgramSource
 
@@ -19,9 +19,8 @@ class Assigned(Programs):
         self._context = context
         self.programs: dict[int, Program] = {}
         self.source = ProgramSource(None, context.shape)
-        self._held: dict[
-            tuple[str, str], int
-        ] = {}  # what a program does, and its revision: its serial
+        self._held: dict[tuple[str, str], int] = {}  # serials, by `key_of`
+        self._coming: set[tuple[str, str]] = set()  # held for a source that is not in force yet
         self._requests: dict[int, RequestContext] = {}
         self._serials: dict[int, int] = {}  # of every sequence with a request
         self._since_use = 0  # the assignment by which the source was taken up
@@ -36,32 +35,35 @@ class Assigned(Programs):
         return self.programs[self._serials[sequence]]
 
     def use(self, source: ProgramSource, *, now: bool) -> float:
-        # Compiled and checked before tokens wait; what happens then is a pointer.
         with self._context.lock:
             under_way = dict(self._requests)
         prepared = Prepared(source, under_way)
-        for program in prepared.programs:
-            self._hold(program)
+        with self._context.lock:
+            self._coming = {key_of(program) for program in prepared.programs}
+        try:
+            # Compiled, loaded and checked before tokens wait; what happens then is a pointer.
+            for program in prepared.programs:
+                self._hold(program)
+            return self._swap(prepared, now)
+        finally:
+            with self._context.lock:
+                self._coming = set()
+                self._release_old()
+                if not self._requests:
+                    # No event can come, and KV of an unknown program is not used again.
+                    for serial in set(self.programs) - set(self._held.values()):
+                        del self.programs[serial]
+
+    def _swap(self, prepared: Prepared, now: bool) -> float:
         with self._context.lock:
             began = time.perf_counter()
-            before = dict(self._serials)
+            serials = dict(self._serials)
             if now:
                 for sequence, request in self._requests.items():
-                    program = prepared.program_for(sequence, request)
-                    self._serials[sequence] = self._hold(program)
-            try:
-                self._since_use = self._context.live_hook.assign(self._serials)
-            except BaseException:
-                self._serials = before
-                raise
-            self.source = source
-            took_ms = (time.perf_counter() - began) * 1e3
-            self._release_old()
-            if not self._requests:
-                # No event can come, and KV of an unknown program is not used again.
-                for serial in set(self.programs) - set(self._held.values()):
-                    del self.programs[serial]
-            return took_ms
+                    serials[sequence] = self._hold(prepared.program_for(sequence, request))
+            self._since_use = self._context.live_hook.assign(serials)
+            self.source, self._serials = prepared.source, serials
+            return (time.perf_counter() - began) * 1e3
 
     def begin(self, sequence: int, request: RequestContext) -> Program:
         """Puts a sequence under its request's program."""
@@ -91,12 +93,14 @@ class Assigned(Programs):
         """Lets go of programs of old sources that nothing runs under; what they are called stays known."""
         running = set(self._serials.values())
         for key, serial in list(self._held.items()):
-            if serial not in running and self.programs[serial].revision != self.source.revision:
+            if key in self._coming or serial in running:
+                continue
+            if self.programs[serial].revision != self.source.revision:
                 self._context.live_hook.release(serial)
                 del self._held[key]
 
     def _hold(self, program: Program) -> int:
-        key = (program.digest, program.revision)
+        key = key_of(program)
         with self._context.lock:
             serial = self._held.get(key)
             if serial is None:

@@ -21,6 +21,11 @@ def program_for(source: ProgramSource, request: RequestContext) -> Program:
     return own.for_request(request.labels, request.request_id)
 
 
+def key_of(program: Program) -> tuple[str, str]:
+    """What a program does, and its revision: programs that agree in both are one to a hook and on record."""
+    return program.digest, program.revision
+
+
 class Prepared:
     """Programs of a source that is to be taken up, for the requests under way: made before any token waits.
 
@@ -84,7 +89,4 @@ class Programs(Protocol):
         It may where the effect is the same and is on record as the same revision.
         """
         known = self.programs.get(serial)
-        return known is not None and (known.digest, known.revision) == (
-            program.digest,
-            program.revision,
-        )
+        return known is not None and key_of(known) == key_of(program)

@@ -45,6 +45,17 @@ def tenants(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def stronger(tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same policies for the same tenants, with another alpha."""
+    folder = tmp_path_factory.mktemp("stronger")
+    shutil.copytree(tenants, folder, dirs_exist_ok=True)
+    for tenant, alpha in (("a", "0.5"), ("b", "0.2")):
+        path = folder / f"{tenant}.yaml"
+        path.write_text(path.read_text().replace(f"alpha: {alpha}", f"alpha: {alpha}5"))
+    return folder
+
+
 def ask(
     runtime: Runtime, tenant: str, prompt: Sequence[int] = PROMPT, **options: Any
 ) -> Generation:
@@ -256,6 +267,79 @@ def test_a_reload_gives_a_sequence_the_program_of_the_request_that_it_has_by_the
         ours = {name: new.for_request({"tenant": name}, name).digest for name in "ab"}
         assert installed.program_of(0).digest == ours["b"] != ours["a"]
         installed.end(0, ())
+
+
+def test_what_a_reload_has_loaded_is_there_when_it_comes(
+    tiny: Tiny, tenants: Path, stronger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a request ends meanwhile, which lets go of what nobody runs under: tokens would wait for a second load."""
+    with opened(tiny, tenants) as runtime:
+        installed: Any = runtime._engine._installed
+        hook = runtime._engine.context.live_hook
+        for sequence, tenant in enumerate("ab"):
+            installed.begin(sequence, RequestContext({"tenant": tenant}, tenant))
+        new = runtime.compile(stronger)
+        ours = {name: new.for_request({"tenant": name}, name) for name in "ab"}
+        hold = hook.hold
+        loaded: list[bytes] = []
+
+        def hold_then_end(blob: bytes) -> int:
+            loaded.append(blob)
+            serial = hold(blob)
+            if blob == ours["b"].blob:
+                installed.end(1, ())
+            return serial
+
+        monkeypatch.setattr(hook, "hold", hold_then_end)
+        installed.use(new, now=True)
+        assert loaded == [new.program.blob, ours["a"].blob, ours["b"].blob]
+        assert installed.program_of(0).revision == new.revision
+        installed.end(0, ())
+
+
+def test_a_reload_that_fails_leaves_every_sequence_as_it_was(
+    tiny: Tiny, tenants: Path, stronger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so do requests that begin and end after it, each of which assigns all sequences."""
+    with opened(tiny, tenants) as runtime:
+        installed: Any = runtime._engine._installed
+        hook = runtime._engine.context.live_hook
+        old, new = installed.source, runtime.compile(stronger)
+        request = {name: RequestContext({"tenant": name}, name) for name in "abc"}
+        installed.begin(0, request["a"])
+        compiled, hold, assign = programs.program_for, hook.hold, hook.assign
+        refused = new.for_request({"tenant": "b"}, "b").blob
+        assigned: list[dict[int, str]] = []
+
+        def begin_another(source: ProgramSource, request_of: RequestContext) -> Program:
+            # So that its program is loaded when the other sequence's serial is settled.
+            monkeypatch.setattr(programs, "program_for", compiled)
+            installed.begin(1, request["b"])
+            return compiled(source, request_of)
+
+        def hold_or_refuse(blob: bytes) -> int:
+            if blob == refused:
+                raise HookError("no room for the program")
+            return hold(blob)
+
+        def assign_on_record(serials: dict[int, int]) -> int:
+            number = assign(serials)
+            assigned.append({at: installed.programs[n].revision for at, n in serials.items()})
+            return number
+
+        monkeypatch.setattr(programs, "program_for", begin_another)
+        monkeypatch.setattr(hook, "hold", hold_or_refuse)
+        with pytest.raises(HookError, match="no room"):
+            installed.use(new, now=True)
+        monkeypatch.setattr(hook, "assign", assign_on_record)
+        installed.begin(2, request["c"])
+        installed.end(2, ())
+        assert installed.source is old
+        assert [installed.program_of(at).revision for at in (0, 1)] == [old.revision] * 2
+        assert assigned == [dict.fromkeys(range(n), old.revision) for n in (3, 2)]
+        assert {program.revision for program in installed.programs.values()} == {old.revision}
+        for sequence in (0, 1):
+            installed.end(sequence, ())
 
 
 def test_reloads_leave_nothing_behind(tiny: Tiny) -> None:
