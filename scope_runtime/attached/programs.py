@@ -145,14 +145,20 @@ class SlotPrograms:
             return self.programs[state.first_serial or state.serial]
 
     def end(self, slot: int) -> None:
-        """The slot's request is over; lets go of programs of old sources that no slot and no span names."""
+        """The slot's request is over; lets go of programs of old sources that no slot and no span names.
+
+        Of a server that is gone, or is killed meanwhile, all that its spans might name stays known.
+        """
         with self._lock:
             for of_slots in (self._requests, self._serials, self._ran):
                 of_slots.pop(slot, None)
             if not self._hook.alive:
                 return
             self._release_old()
-            spans = [self._hook.slot(each).spans or () for each in range(self._n_slots)]
+            try:
+                spans = [self._hook.slot(each).spans or () for each in range(self._n_slots)]
+            except HookError:
+                return
             named = {span.serial for of_slot in spans for span in of_slot}
             kept = named.union(self._held.values(), *self._ran.values())
             for serial in set(self.programs) - kept:
@@ -167,13 +173,18 @@ class SlotPrograms:
         return all(each is not None and key_of(each) == key_of(program) for each in known)
 
     def _release_old(self) -> None:
+        """Has the hook free programs of old sources; whether it does fails neither a request's end nor a swap."""
         running = set(self._serials.values())
         for key, serial in list(self._held.items()):
             if key in self._coming or serial in running:
                 continue
             if self.programs[serial].revision != self.source.revision:
-                self._hook.release(serial)
+                # One that is asked in vain may still do it: the program is not relied on again.
                 del self._held[key]
+                try:
+                    self._hook.release(serial)
+                except HookError:
+                    return  # the next would wait in vain, too
 
     def _run_under(self, program: Program, slot: int, request: RequestContext) -> int:
         """Names a free slot's program, which is held from then on."""

@@ -261,9 +261,11 @@ class VectorRuntime(AttachedRuntime):
             return request
 
     def _forget(self, request: Request) -> None:
-        super()._forget(request)
-        with self._gate:
-            self._gate.notify_all()
+        try:
+            super()._forget(request)
+        finally:
+            with self._gate:
+                self._gate.notify_all()
 
 
 def _hook(link: Link) -> VectorHook:

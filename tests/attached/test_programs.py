@@ -8,8 +8,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from scope_runtime.attached.programs import SlotPrograms
+from scope_runtime.errors import HookError
 from scope_runtime.events import RequestContext
+from scope_runtime.native.hook import Span
 from scope_runtime.select import ProgramSource
 from scope_runtime.types import ModelShape
 from tests.attached.test_link import BEGUN
@@ -159,6 +163,47 @@ def test_a_request_that_ends_in_the_middle_of_a_swap_stops_nothing() -> None:
     assert now.n_asked == 2
     assert programs.source is now
     assert programs.program_of(1).revision == "two"
+
+
+@pytest.mark.parametrize("fails", ["release", "slot"])
+def test_a_server_that_is_killed_while_a_request_ends_does_not_fail_the_end(fails: str) -> None:
+    """It was there when the end began; what the spans of its slots named stays known."""
+    hook: Any = Hook()
+    programs = SlotPrograms(hook, 2, Source("one"))  # type: ignore[arg-type]
+    for slot in range(2):
+        programs.begin(slot, slot, of(f"{slot}"))
+    serials = {program.digest: serial for serial, program in programs.programs.items()}
+    programs.use(Source("two"), now=False)  # type: ignore[arg-type]
+    hook.slot = lambda slot: replace(BEGUN, slot=slot, spans=(Span(0, 9, serials[f"{slot}"]),))
+
+    def killed(_: int) -> Any:
+        hook.alive = False
+        raise HookError("the server is gone")
+
+    setattr(hook, fails, killed)
+    programs.end(0)
+    assert not hook.alive
+    assert {programs.programs[serials[name]].digest for name in "01"} == {"0", "1"}
+    programs.end(1)
+
+
+def test_a_swap_is_in_force_though_nothing_of_the_old_source_is_let_go_of() -> None:
+    """What is held for nobody harms nobody; a program that may be gone is loaded again where it is wanted."""
+    hook: Any = Hook()
+    programs = SlotPrograms(hook, 2, Source("one"))  # type: ignore[arg-type]
+    programs.begin(0, 1, of("small"))
+    release = hook.release
+
+    def applied_too_late(serial: int) -> None:
+        release(serial)
+        raise HookError("the server's hook did not answer within 60 s")
+
+    hook.release = applied_too_late
+    programs.use(Source("two"), now=True)  # type: ignore[arg-type]
+    assert programs.program_of(0).revision == "two"
+    programs.use(Source("one"), now=True)  # type: ignore[arg-type]
+    assert programs.program_of(0).revision == "one"
+    programs.begin(1, 2, of(""))  # refused by the stand-in where it is not held
 
 
 def test_a_requests_first_program_is_that_of_its_first_token() -> None:

@@ -195,6 +195,29 @@ def test_a_reload_waits_for_what_runs_and_what_comes_waits_for_it(
         assert [server.process.ended() for server in Supervisor.made.servers] == [True, False]
 
 
+def test_a_server_that_is_killed_while_a_request_ends_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, monkeypatch) as runtime:
+        request = begin(runtime, 0)
+        hook: Any = request.link.hook
+        last_end = hook.end
+
+        def end_then_die(slot: int) -> Any:
+            state = last_end(slot)
+            monkeypatch.setattr(hook, "slot", gone)
+            return state
+
+        def gone(slot: int) -> Any:
+            raise HookError("the server is ended")
+
+        monkeypatch.setattr(hook, "end", end_then_die)
+        ended = end(runtime, request)
+        assert [event.what for event in runtime.events()].count("summary") == 1
+        assert [span.revision for span in ended.revisions] == [runtime.source.revision]
+        assert not runtime.n_running
+
+
 def test_off_waits_for_no_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which waits for an answer that does not end."""
     with opened(tmp_path, monkeypatch) as runtime:
