@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
@@ -17,6 +20,7 @@ from scope_runtime.serve.gateway import Gateway
 from scope_runtime.serve.keys import KeyRing
 from scope_runtime.serve.options import ServeOptions
 from tests.serve.conftest import Server
+from tests.serve.over_server import attached, furnished
 
 # The routes' description is the same in every process, so that the cases are known before one runs.
 schema = schemathesis.openapi.from_dict(
@@ -48,11 +52,29 @@ def cheap(case: schemathesis.Case) -> None:
             body[name] = body[name][:3]
 
 
+@pytest.fixture(scope="module")
+def over_llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with attached(furnished(tmp_path_factory.mktemp("fuzzed") / "site")) as running:
+        yield running
+
+
 @schema.parametrize()
 @settings(max_examples=10, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_the_server_describes(
     case: schemathesis.Case, server: Server
 ) -> None:
+    check(case, server)
+
+
+@schema.parametrize()
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
+def test_every_answer_over_a_llama_server_is_one_that_the_server_describes(
+    case: schemathesis.Case, over_llama_server: Server
+) -> None:
+    check(case, over_llama_server)
+
+
+def check(case: schemathesis.Case, server: Server) -> None:
     cheap(case)
     response = case.call(
         base_url=server.base_url.removesuffix("/v1"),
