@@ -142,10 +142,19 @@ def reference(model: RandomModel, pack: RandomPack) -> Iterator[Callable[..., np
 
 def all_logprobs(server: AttachedServer, tokens: list[int], slot: int, n_vocab: int) -> np.ndarray:
     """Of every token as the next one. The bias draws a whole character: see `StockServer.logprobs`."""
-    answer = server.complete(tokens, slot, n_probs=n_vocab, logit_bias=[["a", 1e6]])
-    out = np.full(n_vocab, np.nan)
-    for each in answer["completion_probabilities"][0]["top_logprobs"]:
-        out[each["id"]] = each["logprob"]
+    out: np.ndarray = answer_logprobs(server, tokens, slot, n_vocab, 1)[0]
+    return out
+
+
+def answer_logprobs(
+    server: AttachedServer, tokens: list[int], slot: int, n_vocab: int, n_predict: int
+) -> np.ndarray:
+    """As `all_logprobs`, at each token of an answer that says the same letter all the time: (n_predict, n_vocab)."""
+    answer = server.complete(tokens, slot, n_predict, n_probs=n_vocab, logit_bias=[["a", 1e6]])
+    out = np.full((n_predict, n_vocab), np.nan)
+    for row, place in zip(out, answer["completion_probabilities"], strict=True):
+        for each in place["top_logprobs"]:
+            row[each["id"]] = each["logprob"]
     return out
 
 
@@ -186,6 +195,46 @@ def test_slots_side_by_side_answer_as_the_runtime_alone(
         assert place.greedy(answer, logits[n_prompt - 1 : -1])
         plain = reference(None, prompts[slot] + answer, n_prompt)
         assert (name is None) == bool(np.array_equal(logits, plain))
+
+
+def test_a_slot_without_a_policy_is_as_alone_beside_a_muted_one_in_the_same_batches(
+    place: Place, reference: Callable[..., np.ndarray]
+) -> None:
+    """Every logprob of an answer, while the other slot answers as well."""
+    n_vocab = place.model.shape.n_vocab
+    muted, plain = place.tokens(18, seed=21), place.tokens(21, seed=22)
+
+    def ask(slot: int) -> np.ndarray:
+        place.hook.begin(slot, next(place.numbers), 0)
+        try:
+            return answer_logprobs(place.server, plain, slot, n_vocab, N_PREDICT)
+        finally:
+            assert place.hook.end(slot).n_unsteered == 0
+
+    before = place.hook.status.n_ubatches
+    alone = ask(1)
+    n_alone = place.hook.status.n_ubatches - before
+    with place.held("mute") as (serial,), ThreadPoolExecutor(1) as pool:
+        place.hook.begin(0, next(place.numbers), serial)
+        before = place.hook.status.n_ubatches
+        request = pool.submit(place.server.complete, muted, 0, N_LONG)
+        beside = []
+        while not request.done():
+            if place.hook.slot(0).n_columns > len(muted):
+                beside.append(ask(1))
+        answer = list(request.result()["tokens"])
+        end = place.hook.end(0)
+        n_together = place.hook.status.n_ubatches - before
+    # Had each its own there were as many as alone, and N_LONG of the muted one: its prompt's, and one for a token.
+    n_shared = N_LONG + len(beside) * n_alone - n_together
+    assert beside
+    assert n_shared > len(beside)
+    assert end.spans == (Span(0, len(muted) + N_LONG - 1, serial),)
+    for found in beside:
+        assert (np.abs(found - alone).max(axis=1) <= BOUND * np.ptp(alone, axis=1)).all()
+    logits = reference(place.policies["mute"], muted + answer, len(muted))
+    assert place.greedy(answer, logits[len(muted) - 1 : -1])
+    assert not np.array_equal(logits, reference(None, muted + answer, len(muted)))
 
 
 @pytest.mark.parametrize("name", ["mute", "push", "pull"])
