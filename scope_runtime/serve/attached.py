@@ -15,7 +15,7 @@ from scope_runtime.attached.upstream import EngineGone, NotTaken, Sent
 from scope_runtime.errors import HookError, ScopeError, UsageError
 from scope_runtime.events import RequestContext
 from scope_runtime.llama.answer import Piece
-from scope_runtime.llama.programs import program_for
+from scope_runtime.llama.programs import key_of, program_for
 from scope_runtime.llama.timing import Timing
 from scope_runtime.policy.model import Policy
 from scope_runtime.select import ProgramSource
@@ -109,7 +109,7 @@ class AttachedEngine:
             request = await asyncio.shield(begin)
             body = self._wire.body(ask, sampling, slot.number, request.reusable)
             slot.prompt = prompt
-            slot.program = (request.program.digest, request.program.revision)
+            slot.program = key_of(request.program)
             told.sent = request.link.upstream.send(self._wire.route(ask), body, slot.number)
             async with aclosing(self._items(request, told.sent, told)) as items:
                 async for item in items:
@@ -256,7 +256,7 @@ class AttachedEngine:
             await self._freed.wait()
         request = RequestContext(ask.labels, ask.request_id, ask.trial)
         program = program_for(self._runtime.source, request)
-        name = (program.digest, program.revision)
+        name = key_of(program)
 
         def fits(slot: _Slot) -> tuple[int, int]:
             same = _common(slot.prompt, prompt) if slot.program == name else 0
