@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_q4_model import QWEN3_0_6B, TINY, model_file  # noqa: E402
 from benchmarks.report import machine  # noqa: E402
+from scope_runtime.attached.arguments import NO_FOREIGN_KV  # noqa: E402
 from scope_runtime.bench import AGAIN, OFF, ON  # noqa: E402
 from scope_runtime.bench_served import Load, ServedArm, Way, load  # noqa: E402
 from scope_runtime.files import cache_folder  # noqa: E402
@@ -46,9 +47,6 @@ DIRECT = "direct"
 N_POLICIES, N_FEATURES = 8, 8
 DOSE = 0.02
 N_CTX = 512
-ALIKE = ("--cache-ram", "0", "--ctx-checkpoints", "0")
-"""What the gateway's llama-server has as well, so that only gateway and hook differ."""
-
 LEAST_THROUGHPUT, MOST_BETWEEN = 0.98, 1.10
 """What is asked of the arm ``on``, of the ratios to ``off`` themselves: their intervals are told beside them."""
 
@@ -120,7 +118,7 @@ def plain_server(program: str, model: Path, *arguments: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [program, "-m", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments, *ALIKE],
+        [program, "-m", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -160,7 +158,8 @@ def measure(options: argparse.Namespace, size: Load) -> tuple[tuple[ServedArm, .
             engine = ("--engine", "llama-server", "--llama-server", program)
             command = ("--config", "scope.yaml", *engine, "--", *own)
             if options.direct:
-                direct = open_.enter_context(plain_server(program, model, *own))
+                # Flags as the gateway's: only gateway and hook differ.
+                direct = open_.enter_context(plain_server(program, model, *own, *NO_FOREIGN_KV))
                 ways.append(Way(DIRECT, direct))
         server = open_.enter_context(serving(site, *command))
         teams = tuple({"x-scope-labels": f"team=t{n}"} for n in range(N_POLICIES))

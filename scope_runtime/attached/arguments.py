@@ -47,6 +47,9 @@ REFUSED: Mapping[str, str] = {
 }
 """Arguments that a user may not give, and why."""
 
+NO_FOREIGN_KV = ("--cache-ram", "0", "--ctx-checkpoints", "0")
+"""Without these llama-server brings back KV that was computed under another policy."""
+
 _CHANGES = frozenset(
     "--lora --lora-scaled --override-kv --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx "
     "--yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast".split()
@@ -97,8 +100,7 @@ class ServerCommand:
     def argv(self, port: int, key_file: Path) -> list[str]:
         """The whole command line."""
         ours = ["--host", "127.0.0.1", "--port", str(port), "--api-key-file", str(key_file)]
-        no_foreign_kv = ["--cache-ram", "0", "--ctx-checkpoints", "0"]
-        return [str(self.program), *self.arguments, *ours, *no_foreign_kv, "--slots"]
+        return [str(self.program), *self.arguments, *ours, *NO_FOREIGN_KV, "--slots"]
 
 
 def server_command(
